@@ -1,0 +1,37 @@
+# make demo: the main job on an embedded broker, with a live view.   make demo BROKERS=host:9092 for a real cluster
+# make test: everything; integration tests need Java 17+ and Maven.  make bench: speed beside a raw loop
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/bin
+
+.PHONY: demo test unit lint types bench clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip
+	$(RUN)/python -m pip install --quiet -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN)/kafkasrcd demo $(if $(BROKERS),--brokers $(BROKERS))
+
+test: lint types $(STAMP)
+	$(RUN)/python -m pytest
+
+unit: $(STAMP)
+	$(RUN)/python -m pytest tests -m 'not kafka'
+
+lint: $(STAMP)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+types: $(STAMP)
+	$(RUN)/mypy
+	$(RUN)/pyright
+
+bench: $(STAMP)
+	$(RUN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output

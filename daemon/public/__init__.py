@@ -1,0 +1,64 @@
+"""kafkasrcd: Kafka consumer groups as Python function calls, on all cores.
+
+What a handler imports is here. Every name is resolved on first use, so that a spawned process that imports this
+package pays for nothing it does not need.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kafkasrcd.errors import (
+        AssignmentLost,
+        ConfigurationError,
+        DeserializationError,
+        GroupError,
+        HandlerError,
+        KafkasrcdError,
+        OffsetWentBackwards,
+        RecordTooLarge,
+        RestartLimitExceeded,
+        RingCorrupted,
+        RingError,
+        StaleAssignment,
+        StoreError,
+        StoreUnavailable,
+        WorkerBootError,
+        WorkerError,
+        WorkerHungError,
+    )
+    from kafkasrcd.message import Headers, Message
+    from kafkasrcd.settings import CommitStrategy
+
+__all__ = [
+    "AssignmentLost",
+    "CommitStrategy",
+    "ConfigurationError",
+    "DeserializationError",
+    "GroupError",
+    "HandlerError",
+    "Headers",
+    "KafkasrcdError",
+    "Message",
+    "OffsetWentBackwards",
+    "RecordTooLarge",
+    "RestartLimitExceeded",
+    "RingCorrupted",
+    "RingError",
+    "StaleAssignment",
+    "StoreError",
+    "StoreUnavailable",
+    "WorkerBootError",
+    "WorkerError",
+    "WorkerHungError",
+]
+
+_HOMES = {"CommitStrategy": "settings", "Headers": "message", "Message": "message"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'kafkasrcd' has no attribute {name!r}")
+    value = getattr(import_module(f"kafkasrcd.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,141 @@
+"""The typed configuration: one model, with the defaults. Loading it is ``kafkasrcd.daemon.configuration``."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, field
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+
+
+class CommitStrategy(StrEnum):
+    """When, and as far as what, an offset is committed."""
+
+    AUTO = "auto"
+    MANUAL = "manual"
+    PERIODIC = "periodic"
+    ON_CHECKPOINT = "on_checkpoint"
+
+
+class AutoOffsetReset(StrEnum):
+    """Where a partition starts that has no committed offset, or one the broker no longer has."""
+
+    EARLIEST = "earliest"
+    LATEST = "latest"
+    ERROR = "error"
+
+
+class OnFailure(StrEnum):
+    """What happens to a record that still fails after its last attempt."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class GroupProtocol(StrEnum):
+    """The consumer group protocol: ``consumer`` is KIP-848 (Kafka 4.0 and newer)."""
+
+    CLASSIC = "classic"
+    CONSUMER = "consumer"
+
+
+class AssignmentStrategy(StrEnum):
+    """How the classic protocol divides partitions over members."""
+
+    COOPERATIVE_STICKY = "cooperative-sticky"
+    RANGE = "range"
+
+
+class LogFormat(StrEnum):
+    """``auto`` is for people on a terminal and JSON lines elsewhere."""
+
+    AUTO = "auto"
+    HUMAN = "human"
+    JSON = "json"
+
+
+class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[handler]``: the user's function and the processes that run it."""
+
+    target: str = ""
+    """``package.module:function``, called for every topic that ``topics`` does not name."""
+    topics: dict[str, str] = field(default_factory=dict[str, str])
+    """Topic name, or regular expression starting with ``^``, to the target for it; the first match wins."""
+    path: list[str] = field(default_factory=lambda: ["."])
+    """Folders searched for the target's module first, relative to the configuration file."""
+    processes: NotNegative = 0
+    """Handler processes; 0 is one per core."""
+    batch_max_messages: Positive = 500
+    """For a handler of ``list[Message[T]]``: the most it is given at once."""
+    batch_max_wait_ms: NotNegative = 100
+    """For a handler of ``list[Message[T]]``: how long a batch waits to fill."""
+    on_failure: OnFailure = OnFailure.STOP
+    """After the last attempt: ``stop`` the partition, visibly, or ``skip`` the record, counted."""
+    crash_attempts: Positive = 3
+    """How often one record may end its handler process before its partition is failed."""
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[store]``: the offset store."""
+
+    url: str = ""
+    """``sqlite:///path`` or ``memory://``; empty is ``offsets.db`` in the state directory."""
+    busy_timeout_ms: Positive = 5_000
+    """How long a SQLite write waits for another process's write."""
+
+
+class SupervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[supervisor]``: group membership, lifetime and the control socket."""
+
+    group_protocol: GroupProtocol = GroupProtocol.CLASSIC
+    partition_assignment_strategy: AssignmentStrategy | None = None
+    """Classic protocol only; unset is ``cooperative-sticky``."""
+    group_instance_id: str = ""
+    """A name that stays through restarts (static membership); empty is dynamic."""
+    session_timeout_ms: Annotated[int, Meta(ge=1_000)] | None = None
+    """Classic protocol only; unset is 45 000. With ``consumer`` the broker sets it."""
+    heartbeat_interval_ms: Annotated[int, Meta(ge=100)] | None = None
+    """Classic protocol only; unset is 3 000. With ``consumer`` the broker sets it."""
+    drain_timeout_seconds: PositiveSeconds = 20.0
+    """One budget for a whole revocation or stop: finish what handlers hold, record, commit."""
+    lease_seconds: PositiveSeconds = 5.0
+    """How long processes go on without a sign of their supervisor; must be below the session timeout."""
+    ring_bytes: Annotated[int, Meta(ge=65_536)] = 4 * 1024 * 1024
+    """Shared memory between a worker and its handler; the largest record is a little under half of it."""
+    worker_restarts: Positive = 10
+    """Deaths of one partition's worker within ``restart_window_seconds`` before the partition is failed."""
+    restart_window_seconds: PositiveSeconds = 60.0
+    runtime_directory: str = ""
+    """Holds the control socket; empty is $RUNTIME_DIRECTORY, then $XDG_RUNTIME_DIR/kafkasrcd, then /tmp."""
+    control_socket: str = ""
+    """Empty is ``<group_id>.sock`` in the runtime directory."""
+    log_format: LogFormat = LogFormat.AUTO
+    log_level: str = "info"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything kafkasrcd can be told. The top level has the names and defaults of KafkaSourceConfig."""
+
+    brokers: str = "localhost:9092"
+    """Comma-separated ``host:port``."""
+    group_id: str = "kafkasrcd"
+    topics: list[str] = field(default_factory=list[str])
+    """Topic names; one that starts with ``^`` is a regular expression."""
+    commit_strategy: CommitStrategy = CommitStrategy.PERIODIC
+    commit_interval_secs: PositiveSeconds = 5.0
+    auto_offset_reset: AutoOffsetReset = AutoOffsetReset.EARLIEST
+    extra_config: dict[str, str] = field(default_factory=dict[str, str])
+    """librdkafka settings, such as ``security.protocol``; those the design depends on are refused."""
+    max_retries: NotNegative = 3
+    """Further attempts after a handler raised; 0 is none."""
+    retry_backoff_ms: NotNegative = 100
+    """Before the first further attempt; doubles, jittered, up to ``retry_backoff_max_ms``."""
+    retry_backoff_max_ms: NotNegative = 10_000
+    poll_timeout_ms: Positive = 100
+    """The longest a worker waits in one poll of the broker."""
+    handler: HandlerSettings = field(default_factory=HandlerSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)

@@ -1,0 +1,85 @@
+"""The interface of the offset store, and what each implementation must hold to.
+
+Called from the supervisor's recorder thread only; every call may block, up to the store's own timeout. Each raises
+``StoreUnavailable`` where the store cannot be reached or written now: then nothing of that call was recorded.
+
+``next_offset`` is the next offset after the contiguous processed prefix: the record to read next.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from kafkasrcd.errors import StoreError
+
+
+class TopicPartition(msgspec.Struct, frozen=True, order=True):
+    """A partition's name; hashable and ordered."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]"
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What claiming a partition answered.
+
+    ``assignment_epoch`` is higher than any given out for it before, so that whatever an earlier owner still writes is
+    refused. ``next_offset`` is what was recorded before, or None.
+    """
+
+    topic_partition: TopicPartition
+    assignment_epoch: int
+    next_offset: int | None
+
+
+class Advance(msgspec.Struct, frozen=True):
+    """Record that everything before ``next_offset`` has been processed under ``assignment_epoch``."""
+
+    topic_partition: TopicPartition
+    assignment_epoch: int
+    next_offset: int
+
+
+class StoredOffset(msgspec.Struct, frozen=True):
+    """A row of the store. ``updated_ms`` is milliseconds since 1970."""
+
+    topic_partition: TopicPartition
+    assignment_epoch: int
+    next_offset: int | None
+    owner: str
+    updated_ms: int
+
+
+class OffsetStore(ABC):
+    """Who owns a partition of one consumer group, and how far it has been processed."""
+
+    @abstractmethod
+    def claim(self, topic_partitions: Sequence[TopicPartition], owner: str) -> dict[TopicPartition, Claim]:
+        """Make ``owner`` the owner of each, at a new epoch, in one transaction."""
+
+    @abstractmethod
+    def restart(self, starts: Mapping[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, StoreError]:
+        """Set ``{partition: (assignment_epoch, next_offset)}`` where the group resumes elsewhere than recorded.
+
+        The one way an offset may go backwards: for its current epoch only. Refusals are returned as by ``advance``.
+        """
+
+    @abstractmethod
+    def advance(self, advances: Iterable[Advance]) -> dict[TopicPartition, StoreError]:
+        """Record each that is still owned at its epoch and does not go backwards, in one transaction.
+
+        Returns the refusals, ``StaleAssignment`` or ``OffsetWentBackwards`` by partition; the others are recorded.
+        An advance to the recorded offset is accepted.
+        """
+
+    @abstractmethod
+    def offsets(self) -> list[StoredOffset]:
+        """Every row of this group, ordered by partition."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back connections. The store is not used afterwards."""

@@ -1,0 +1,1 @@
+../../../daemon/public/__init__.py

@@ -1,0 +1,1 @@
+"""The code inside worker and handler processes, and the rings between them."""
