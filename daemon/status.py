@@ -1,0 +1,78 @@
+"""What ``kafkasrcd status --json`` answers: the shape, and nothing else."""
+
+import msgspec
+
+STATUS_VERSION = 1
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker process. ``cpu_percent`` is of one core, over the last sampling interval; ``rss_bytes`` resident."""
+
+    pid: int | None
+    restarts: int
+    cpu_percent: float
+    rss_bytes: int
+
+
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One assigned partition.
+
+    ``position`` >= ``processed`` >= ``committed``, each the *next* offset; None until known. ``lag`` is
+    ``high_watermark - processed``, never negative. ``rate`` is messages a second over a rolling window of up to 60 s.
+    ``since_ms`` is when ``state`` was entered, ``last_commit_ms`` the last accepted commit, both ms since 1970.
+    """
+
+    topic: str
+    partition: int
+    state: str
+    since_ms: int
+    problem: str
+    """Empty where nothing is wrong; else one sentence: what, and what to do."""
+    assignment_epoch: int
+    handler: int
+    """The slot of the handler process it is bound to; -1 where it is not."""
+    position: int | None
+    processed: int | None
+    committed: int | None
+    high_watermark: int | None
+    lag: int | None
+    messages: int
+    failures: int
+    bytes: int
+    rate: float
+    bytes_rate: float
+    last_commit_ms: int | None
+    worker: WorkerStatus
+
+
+class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A handler process."""
+
+    slot: int
+    pid: int | None
+    state: str
+    restarts: int
+    cpu_percent: float
+    rss_bytes: int
+    partitions: int
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole daemon, at one moment.
+
+    ``state``: ``starting``, ``joining``, ``running``, ``stopping``. ``problems``: one sentence each, what is wrong
+    with the daemon as a whole (broker or store unreachable, since when) and what to do; empty when healthy.
+    """
+
+    version: int = STATUS_VERSION
+    kafkasrcd: str
+    group_id: str
+    state: str
+    pid: int
+    started_ms: int
+    now_ms: int
+    problems: list[str]
+    rebalances: int
+    total_commits: int
+    partitions: list[PartitionStatus]
+    handlers: list[HandlerStatus]
