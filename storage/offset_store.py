@@ -43,6 +43,11 @@ class Advance(msgspec.Struct, frozen=True):
     assignment_epoch: int
     next_offset: int
 
+    def __post_init__(self) -> None:
+        # librdkafka's logical offsets (-1001 is "none") are negative: no such thing may become a resume point.
+        if self.next_offset < 0:
+            raise ValueError(f"{self.topic_partition}: {self.next_offset} is not an offset")
+
 
 class StoredOffset(msgspec.Struct, frozen=True):
     """A row of the store. ``updated_ms`` is milliseconds since 1970."""
@@ -59,13 +64,17 @@ class OffsetStore(ABC):
 
     @abstractmethod
     def claim(self, topic_partitions: Sequence[TopicPartition], owner: str) -> dict[TopicPartition, Claim]:
-        """Make ``owner`` the owner of each, at a new epoch, in one transaction."""
+        """Make ``owner`` the owner of each, at a new epoch, in one transaction. What was recorded stays.
+
+        Survives a power cut, where the store keeps anything at all.
+        """
 
     @abstractmethod
     def restart(self, starts: Mapping[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, StoreError]:
         """Set ``{partition: (assignment_epoch, next_offset)}`` where the group resumes elsewhere than recorded.
 
-        The one way an offset may go backwards: for its current epoch only. Refusals are returned as by ``advance``.
+        The one way an offset may go backwards: for its current epoch only, all in one transaction. Refusals,
+        ``StaleAssignment`` only, are returned as by ``advance``. Survives a power cut as ``claim`` does.
         """
 
     @abstractmethod
@@ -73,7 +82,8 @@ class OffsetStore(ABC):
         """Record each that is still owned at its epoch and does not go backwards, in one transaction.
 
         Returns the refusals, ``StaleAssignment`` or ``OffsetWentBackwards`` by partition; the others are recorded.
-        An advance to the recorded offset is accepted.
+        An advance to the recorded offset is accepted. Where several name one partition, the last one counts: it says
+        all that those before it said. After a power cut, not after anything less, the last advances may be missing.
         """
 
     @abstractmethod

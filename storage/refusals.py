@@ -1,0 +1,22 @@
+"""Why a store did not record an offset: the same words from every implementation."""
+
+from kafkasrcd.errors import OffsetWentBackwards, StaleAssignment, StoreError
+from kafkasrcd.storage.offset_store import Advance, StoredOffset
+
+
+def refusal(asked: Advance, stored: StoredOffset | None) -> StoreError:
+    """The error for ``asked``, which was not recorded because of ``stored``."""
+    what = f"{asked.topic_partition}: next_offset {asked.next_offset} of assignment epoch {asked.assignment_epoch}"
+    if stored is None:
+        return StaleAssignment(
+            f"{what} is not recorded: nobody has claimed the partition in this store; claim it first"
+        )
+    if stored.assignment_epoch != asked.assignment_epoch:
+        return StaleAssignment(
+            f"{what} is not recorded: {stored.owner} claimed the partition at assignment epoch "
+            f"{stored.assignment_epoch}, where next_offset is {stored.next_offset}; stop this partition here"
+        )
+    return OffsetWentBackwards(
+        f"{what} is not recorded: its owner {stored.owner} already recorded next_offset {stored.next_offset} "
+        "in the same epoch; to read records again, seek"
+    )

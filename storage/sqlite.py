@@ -1,0 +1,174 @@
+"""What is SQLite's own in the store: the file, its transactions, and what its errors mean."""
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+
+from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
+from kafkasrcd.storage.schema import ensure_schema, found_version
+
+WAL_RETRY_SECONDS = 0.01
+"""Between attempts to turn on the write-ahead log: others hold the file for about a commit, 1 ms or so."""
+
+_WRITABLE = "the daemon's user must be able to write it and its folder"
+
+_NEEDS_A_PERSON = {
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database; name another file in store.url",
+    sqlite3.SQLITE_CORRUPT: "is damaged; restore it, or move it away and start from the group's offsets in Kafka",
+    sqlite3.SQLITE_CANTOPEN: f"cannot be opened; {_WRITABLE}",
+    sqlite3.SQLITE_READONLY: f"is read-only; {_WRITABLE}",
+    sqlite3.SQLITE_PERM: f"may not be used; {_WRITABLE}",
+}
+"""At start these are configuration errors: trying again does not help."""
+
+_MAY_PASS = {
+    sqlite3.SQLITE_FULL: "has no room to grow; free space on its file system",
+    sqlite3.SQLITE_IOERR: "had an input/output error; check its file system, quota and file size limit (ulimit -f)",
+}
+_PASSING_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""Of creating the folder and the file."""
+
+
+class SqliteDatabase:
+    """One SQLite file as the store uses it. Raises ``ConfigurationError`` where it never will be usable."""
+
+    insert = staticmethod(sqlite.insert)
+    """``INSERT`` that can ``on_conflict_do_update``: the one statement that differs between databases."""
+
+    def __init__(self, path: Path, busy_timeout_ms: int) -> None:
+        self.path = path
+        self._busy_timeout_ms = busy_timeout_ms
+        # isolation_level None: the driver begins nothing by itself. Its own choice, BEGIN DEFERRED, takes the write
+        # lock in the middle of a transaction, and then fails at once where another writer was faster, without waiting.
+        self._engine = create_engine(
+            URL.create("sqlite", database=str(path)),
+            connect_args={"timeout": busy_timeout_ms / 1000, "isolation_level": None},
+        )
+        with self._explained(at_start=True):
+            _create_file(path)
+            self._identity = _identity(path)
+            # First look, then touch: a database that is not ours keeps its journal mode.
+            with self._transaction("BEGIN") as connection:
+                version = found_version(connection, str(path))
+            self._turn_on_wal()
+            if version is None:
+                with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
+                    ensure_schema(connection, str(path))
+
+    @contextmanager
+    def writing(self, *, durable: bool) -> Iterator[Connection]:
+        """A write transaction: committed at the end, rolled back if the block raises, alone from its start on.
+
+        ``durable`` survives a power cut. Without it the last such transactions may be missing after a power cut (never
+        after the death of a process), but none in the middle: the log is written in order, and a durable transaction
+        takes all before it to the disk. That saves an fsync for each.
+        """
+        with self._explained():
+            self._refuse_a_replaced_file()
+            synchronous = "FULL" if durable else "NORMAL"
+            with self._transaction(f"PRAGMA synchronous={synchronous}", "BEGIN IMMEDIATE") as connection:
+                yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A consistent view; waits for nobody."""
+        with self._explained(), self._transaction("BEGIN") as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *begin: str) -> Iterator[Connection]:
+        with self._engine.connect() as connection, connection.begin():
+            for statement in begin:
+                connection.exec_driver_sql(statement)
+            yield connection
+
+    def _turn_on_wal(self) -> None:
+        """The mode is kept in the file. Changing it needs the file alone, and SQLite does not wait for that itself."""
+        deadline = time.monotonic() + self._busy_timeout_ms / 1000
+        while True:
+            try:
+                with self._engine.connect() as connection:
+                    mode = connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar_one()
+            except DBAPIError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(WAL_RETRY_SECONDS)
+                continue
+            if mode != "wal":
+                raise ConfigurationError(
+                    f"{self.path}: its file system cannot hold a SQLite write-ahead log (a network file system?); "
+                    "name a file on a local disk in store.url"
+                )
+            return
+
+    def _refuse_a_replaced_file(self) -> None:
+        """A deleted file can still be written through its open descriptor, and all that would be gone at the end."""
+        if _identity(self.path) != self._identity:
+            raise StoreUnavailable(
+                f"{self.path} was moved, deleted or replaced while in use: nothing is recorded until the same file is "
+                "back, or kafkasrcd is restarted"
+            )
+
+    @contextmanager
+    def _explained(self, at_start: bool = False) -> Iterator[None]:
+        """Turn the errors of SQLite and of the file system into ours, which say what to do."""
+        try:
+            yield
+        except (IntegrityError, ProgrammingError, DataError):
+            raise  # Ours to mend, not the operator's.
+        except DBAPIError as error:
+            # Closed rather than kept: the next call opens the file anew and does not meet this connection's state.
+            self._engine.dispose()
+            raise self._explanation(_code(error), str(error.orig), at_start) from error
+        except OSError as error:
+            kind = ConfigurationError if at_start and error.errno not in _PASSING_ERRNOS else StoreUnavailable
+            raise kind(f"{self.path} cannot be used ({error.strerror}); {_WRITABLE}") from error
+
+    def _explanation(self, code: int, text: str, at_start: bool) -> KafkasrcdError:
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreUnavailable(
+                f"{self.path} was locked by another process for {self._busy_timeout_ms} ms ({text}); "
+                "find what holds it (fuser), or raise store.busy_timeout_ms"
+            )
+        cure = _MAY_PASS.get(code)
+        if cure is None:
+            cure = _NEEDS_A_PERSON.get(code, "cannot be used; see SQLite's words")
+            if at_start:
+                return ConfigurationError(f"{self.path} {cure} ({text})")
+        return StoreUnavailable(f"{self.path} {cure} ({text})")
+
+
+def _create_file(path: Path) -> None:
+    """Only the daemon's user may read offsets; SQLite gives its -wal and -shm files the mode of this one.
+
+    Created exclusively: opening and closing a file that a connection of this process has open drops its locks (POSIX).
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _code(error: DBAPIError) -> int:
+    """SQLite's primary result code: the low byte of the extended one."""
+    return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
