@@ -85,4 +85,8 @@ def ensure_schema(connection: Connection, name: str) -> None:
     if version is None:
         metadata.create_all(connection, checkfirst=False)
         connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
+    else:
+        # Changes nothing, and finds out at the start, not at the first claim, that a database can only be read: SQLite
+        # lets a write transaction begin in one.
+        connection.execute(schema_version.update().values(version=version))
     # An older version is for Alembic to bring up, from here and in this transaction. There is none before 1.

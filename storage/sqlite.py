@@ -57,11 +57,10 @@ class SqliteDatabase:
             self._identity = _identity(path)
             # First look, then touch: a database that is not ours keeps its journal mode.
             with self._transaction("BEGIN") as connection:
-                version = found_version(connection, str(path))
+                found_version(connection, str(path))
             self._turn_on_wal()
-            if version is None:
-                with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
-                    ensure_schema(connection, str(path))
+            with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
+                ensure_schema(connection, str(path))
 
     @contextmanager
     def writing(self, *, durable: bool) -> Iterator[Connection]:

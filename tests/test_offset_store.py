@@ -1,0 +1,315 @@
+"""The contract of ``OffsetStore``, over every implementation."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from kafkasrcd.errors import ConfigurationError, OffsetWentBackwards, StaleAssignment, StoreError
+from kafkasrcd.storage.memory_store import MemoryOffsetStore
+from kafkasrcd.storage.offset_store import Advance, Claim, OffsetStore, StoredOffset, TopicPartition
+from kafkasrcd.storage.opening import open_store
+from kafkasrcd.storage.sql_store import SqlOffsetStore
+
+BUSY_TIMEOUT_MS = 5_000
+ORDERS = [TopicPartition("orders", partition) for partition in range(4)]
+FIRST = ORDERS[0]
+PAYMENTS = TopicPartition("payments", 0)
+
+type_of_url: dict[str, type[OffsetStore]] = {"memory": MemoryOffsetStore, "sqlite": SqlOffsetStore}
+
+
+@pytest.fixture(params=type_of_url)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/state/offsets.db"}[request.param]
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[OffsetStore]:
+    opened = open_store(url, "billing", BUSY_TIMEOUT_MS)
+    assert type(opened) is type_of_url[url.partition(":")[0]]
+    yield opened
+    opened.close()
+
+
+def epoch(claims: dict[TopicPartition, Claim], topic_partition: TopicPartition = FIRST) -> int:
+    return claims[topic_partition].assignment_epoch
+
+
+def recorded(store: OffsetStore) -> dict[TopicPartition, int | None]:
+    return {row.topic_partition: row.next_offset for row in store.offsets()}
+
+
+class TestClaim:
+    def test_first_claim_has_nothing_recorded(self, store: OffsetStore) -> None:
+        assert store.claim([FIRST], "host-a") == {FIRST: Claim(FIRST, 1, None)}
+
+    def test_every_claim_has_a_higher_epoch_also_by_the_same_owner(self, store: OffsetStore) -> None:
+        epochs = [epoch(store.claim([FIRST], owner)) for owner in ("host-a", "host-a", "host-b", "host-a")]
+        assert epochs == sorted(set(epochs))
+
+    def test_answers_what_the_owner_before_recorded(self, store: OffsetStore) -> None:
+        store.advance([Advance(FIRST, epoch(store.claim([FIRST], "host-a")), 120)])
+        assert store.claim([FIRST], "host-b")[FIRST].next_offset == 120
+
+    def test_epochs_are_per_partition(self, store: OffsetStore) -> None:
+        store.claim([FIRST], "host-a")
+        claims = store.claim(ORDERS, "host-a")
+        assert [epoch(claims, each) for each in ORDERS] == [2, 1, 1, 1]
+
+    def test_a_partition_named_twice_is_claimed_once(self, store: OffsetStore) -> None:
+        assert store.claim([FIRST, FIRST], "host-a") == {FIRST: Claim(FIRST, 1, None)}
+
+    def test_of_nothing(self, store: OffsetStore) -> None:
+        assert store.claim([], "host-a") == {}
+        assert store.offsets() == []
+
+
+class TestAdvance:
+    def test_forward_and_to_the_same_offset(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        for next_offset in (0, 0, 1, 2**40, 2**40):
+            assert store.advance([Advance(FIRST, mine, next_offset)]) == {}
+            assert recorded(store) == {FIRST: next_offset}
+
+    def test_of_an_earlier_owner_is_stale(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        store.advance([Advance(FIRST, mine, 120)])
+        store.claim([FIRST], "host-b")
+        refusals = store.advance([Advance(FIRST, mine, 121)])
+        assert isinstance(refusals[FIRST], StaleAssignment)
+        for part in ("orders[0]", "121", "epoch 1 ", "host-b", "epoch 2,", "120"):
+            assert part in str(refusals[FIRST])
+        assert recorded(store) == {FIRST: 120}
+
+    def test_backwards_is_refused(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        store.advance([Advance(FIRST, mine, 120)])
+        refusals = store.advance([Advance(FIRST, mine, 119)])
+        assert isinstance(refusals[FIRST], OffsetWentBackwards)
+        for part in ("orders[0]", "119", "120", "epoch 1 ", "host-a"):
+            assert part in str(refusals[FIRST])
+        assert recorded(store) == {FIRST: 120}
+
+    def test_of_an_earlier_owner_is_stale_also_where_it_goes_backwards(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        store.advance([Advance(FIRST, mine, 120)])
+        store.claim([FIRST], "host-b")
+        for next_offset in (119, 120):
+            assert isinstance(store.advance([Advance(FIRST, mine, next_offset)])[FIRST], StaleAssignment)
+
+    def test_without_a_claim_is_stale(self, store: OffsetStore) -> None:
+        refusals = store.advance([Advance(FIRST, 1, 5)])
+        assert isinstance(refusals[FIRST], StaleAssignment)
+        assert "orders[0]" in str(refusals[FIRST])
+        assert store.offsets() == []
+
+    def test_a_refusal_does_not_hold_up_the_others(self, store: OffsetStore) -> None:
+        stale, backwards, good, other_topic = ORDERS[0], ORDERS[1], ORDERS[2], PAYMENTS
+        claims = store.claim([*ORDERS, PAYMENTS], "host-a")
+        store.advance([Advance(each, claim.assignment_epoch, 10) for each, claim in claims.items()])
+        store.claim([stale], "host-b")
+        refusals = store.advance(
+            Advance(each, epoch(claims, each), 9 if each == backwards else 11)
+            for each in (stale, backwards, good, other_topic)
+        )
+        assert {each: type(refused) for each, refused in refusals.items()} == {
+            stale: StaleAssignment,
+            backwards: OffsetWentBackwards,
+        }
+        assert recorded(store) == {stale: 10, backwards: 10, good: 11, ORDERS[3]: 10, other_topic: 11}
+
+    def test_the_last_of_several_for_one_partition_counts(self, store: OffsetStore) -> None:
+        before, after = (epoch(store.claim([FIRST], owner)) for owner in ("host-a", "host-a"))
+        assert store.advance([Advance(FIRST, before, 7), Advance(FIRST, after, 9)]) == {}
+        assert recorded(store) == {FIRST: 9}
+
+    def test_of_nothing(self, store: OffsetStore) -> None:
+        assert store.advance([]) == {}
+
+    @pytest.mark.parametrize("logical", [-1, -2, -1001])
+    def test_logical_offsets_of_librdkafka_are_no_offsets(self, store: OffsetStore, logical: int) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        with pytest.raises(ValueError, match=r"orders\[0\]"):
+            Advance(FIRST, mine, logical)
+        with pytest.raises(ValueError, match=r"orders\[0\]"):
+            store.restart({FIRST: (mine, logical)})
+        assert recorded(store) == {FIRST: None}
+
+
+class TestRestart:
+    @pytest.mark.parametrize("elsewhere", [0, 119, 120, 121, 500])
+    def test_anywhere_and_on_from_there(self, store: OffsetStore, elsewhere: int) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        store.advance([Advance(FIRST, mine, 120)])
+        assert store.restart({FIRST: (mine, elsewhere)}) == {}
+        assert recorded(store) == {FIRST: elsewhere}
+        assert store.advance([Advance(FIRST, mine, elsewhere + 1)]) == {}
+        assert store.claim([FIRST], "host-b")[FIRST].next_offset == elsewhere + 1
+
+    def test_of_an_earlier_owner_is_stale(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        store.claim([FIRST], "host-b")
+        refusals = store.restart({FIRST: (mine, 5)})
+        assert isinstance(refusals[FIRST], StaleAssignment)
+        assert "host-b" in str(refusals[FIRST])
+        assert recorded(store) == {FIRST: None}
+
+    def test_without_a_claim_is_stale_and_the_others_restart(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        refusals = store.restart({PAYMENTS: (1, 5), FIRST: (mine, 5)})
+        assert {each: type(refused) for each, refused in refusals.items()} == {PAYMENTS: StaleAssignment}
+        assert recorded(store) == {FIRST: 5}
+
+    def test_of_nothing(self, store: OffsetStore) -> None:
+        assert store.restart({}) == {}
+
+
+class TestOffsets:
+    def test_every_row_in_order(self, store: OffsetStore) -> None:
+        store.claim([PAYMENTS, ORDERS[2]], "host-b")
+        store.advance([Advance(FIRST, epoch(store.claim([FIRST], "host-a")), 7)])
+        rows = [(row.topic_partition, row.assignment_epoch, row.next_offset, row.owner) for row in store.offsets()]
+        assert rows == [(FIRST, 1, 7, "host-a"), (ORDERS[2], 1, None, "host-b"), (PAYMENTS, 1, None, "host-b")]
+
+    @pytest.mark.parametrize("make", [MemoryOffsetStore, None], ids=["memory", "sqlite"])
+    def test_rows_say_when_they_changed(self, make: type[MemoryOffsetStore] | None, tmp_path: Path) -> None:
+        clock = iter((1_000, 2_000, 3_000))
+
+        def now_ms() -> int:
+            return next(clock)
+
+        store: OffsetStore
+        if make is None:
+            store = SqlOffsetStore(f"sqlite:///{tmp_path}/offsets.db", "billing", BUSY_TIMEOUT_MS, now_ms=now_ms)
+        else:
+            store = make("billing", now_ms=now_ms)
+        mine = epoch(store.claim([FIRST], "host-a"))
+        seen = [store.offsets()[0].updated_ms]
+        store.advance([Advance(FIRST, mine, 7)])
+        seen.append(store.offsets()[0].updated_ms)
+        store.restart({FIRST: (mine, 3)})
+        seen.append(store.offsets()[0].updated_ms)
+        assert seen == [1_000, 2_000, 3_000]
+        store.close()
+
+
+class TestOpening:
+    @pytest.mark.parametrize(
+        ("url", "named"),
+        [
+            ("", "''"),
+            ("offsets.db", "sqlite:///path"),
+            ("postgresql://me:secret@db/kafka", "'postgresql'"),
+            ("memory://somewhere", "'memory'"),
+            ("sqlite+aiosqlite:///x.db", "'sqlite+aiosqlite'"),
+            ("sqlite://", "names no file"),
+            ("sqlite:///", "names no file"),
+            ("sqlite:///:memory:", "memory://"),
+            ("sqlite:///x.db?mode=ro", "nothing may follow"),
+            ("sqlite:x.db", "sqlite:////"),
+        ],
+    )
+    def test_anything_else_is_refused_by_name(self, url: str, named: str) -> None:
+        with pytest.raises(ConfigurationError) as refused:
+            open_store(url, "billing", BUSY_TIMEOUT_MS)
+        assert "store.url" in str(refused.value)
+        assert named in str(refused.value)
+        assert "secret" not in str(refused.value)
+
+
+partitions = st.sampled_from([*ORDERS, PAYMENTS])
+owners = st.sampled_from(["host-a", "host-b"])
+# Around the epochs and offsets that a run gets to, so that each outcome is met often.
+epochs_back = st.integers(-1, 3)
+moves = st.lists(st.tuples(partitions, epochs_back, st.integers(0, 30)), max_size=8)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Any sequence of calls, beside a model that is a dict."""
+
+    def __init__(self, open_it: Callable[[], OffsetStore], keeps: bool) -> None:
+        super().__init__()
+        self.open_it = open_it
+        self.keeps = keeps
+        self.store = open_it()
+        self.model: dict[TopicPartition, tuple[int, int | None, str]] = {}
+
+    @rule(wanted=st.lists(partitions, max_size=5), owner=owners)
+    def claim(self, wanted: list[TopicPartition], owner: str) -> None:
+        claims = self.store.claim(wanted, owner)
+        assert list(claims) == list(dict.fromkeys(wanted))
+        for topic_partition, claim in claims.items():
+            last_epoch, next_offset, _ = self.model.get(topic_partition, (0, None, ""))
+            assert claim == Claim(topic_partition, last_epoch + 1, next_offset)
+            self.model[topic_partition] = (last_epoch + 1, next_offset, owner)
+
+    @rule(asked=moves)
+    def advance(self, asked: list[tuple[TopicPartition, int, int]]) -> None:
+        advances = [Advance(each, self.epoch_of(each) - back, next_offset) for each, back, next_offset in asked]
+        refusals = self.store.advance(advances)
+        assert self.kinds(refusals) == self.expect({each.topic_partition: each for each in advances}, back=False)
+
+    @rule(asked=moves)
+    def restart(self, asked: list[tuple[TopicPartition, int, int]]) -> None:
+        starts = {each: (self.epoch_of(each) - back, next_offset) for each, back, next_offset in asked}
+        refusals = self.store.restart(starts)
+        assert self.kinds(refusals) == self.expect({key: Advance(key, *to) for key, to in starts.items()}, back=True)
+
+    @precondition(lambda self: self.keeps)
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = self.open_it()
+
+    @invariant()
+    def holds_what_the_model_holds(self) -> None:
+        rows = self.store.offsets()
+        assert [row.topic_partition for row in rows] == sorted(self.model)
+        for row in rows:
+            assert isinstance(row, StoredOffset)
+            assert (row.assignment_epoch, row.next_offset, row.owner) == self.model[row.topic_partition]
+
+    def teardown(self) -> None:
+        self.store.close()
+
+    def epoch_of(self, topic_partition: TopicPartition) -> int:
+        return self.model.get(topic_partition, (0, None, ""))[0]
+
+    @staticmethod
+    def kinds(refusals: dict[TopicPartition, StoreError]) -> dict[TopicPartition, type[StoreError]]:
+        return {topic_partition: type(refused) for topic_partition, refused in refusals.items()}
+
+    def expect(self, asked: dict[TopicPartition, Advance], back: bool) -> dict[TopicPartition, type[StoreError]]:
+        refused: dict[TopicPartition, type[StoreError]] = {}
+        for topic_partition, advance in asked.items():
+            current, next_offset, owner = self.model.get(topic_partition, (None, None, ""))
+            if current is None or current != advance.assignment_epoch:
+                refused[topic_partition] = StaleAssignment
+            elif not back and next_offset is not None and advance.next_offset < next_offset:
+                refused[topic_partition] = OffsetWentBackwards
+            else:
+                self.model[topic_partition] = (current, advance.next_offset, owner)
+        return refused
+
+
+@pytest.mark.parametrize("kind", type_of_url)
+def test_any_sequence_of_calls_agrees_with_the_model(kind: str) -> None:
+    with TemporaryDirectory() as folder:
+        runs = iter(range(1_000_000))
+
+        class Machine(StoreMachine):
+            def __init__(self) -> None:
+                url = "memory://" if kind == "memory" else f"sqlite:///{folder}/{next(runs)}.db"
+                super().__init__(lambda: open_store(url, "billing", BUSY_TIMEOUT_MS), keeps=kind != "memory")
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            ),
+        )
