@@ -6,9 +6,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
+# Every number has an upper bound, so that a slipped digit, or ``inf``, is refused where it stands and not met later
+# as an overflow. A day, a million: far above what anyone means.
+Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
+NotNegative = Annotated[int, Meta(ge=0, le=1_000_000)]
+PositiveMilliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
+NotNegativeMilliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class CommitStrategy(StrEnum):
@@ -57,6 +61,16 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
 class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[handler]``: the user's function and the processes that run it."""
 
@@ -66,11 +80,11 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Topic name, or regular expression starting with ``^``, to the target for it; the first match wins."""
     path: list[str] = field(default_factory=lambda: ["."])
     """Folders searched for the target's module first, relative to the configuration file."""
-    processes: NotNegative = 0
+    processes: Annotated[int, Meta(ge=0, le=1_024)] = 0
     """Handler processes; 0 is one per core."""
     batch_max_messages: Positive = 500
     """For a handler of ``list[Message[T]]``: the most it is given at once."""
-    batch_max_wait_ms: NotNegative = 100
+    batch_max_wait_ms: NotNegativeMilliseconds = 100
     """For a handler of ``list[Message[T]]``: how long a batch waits to fill."""
     on_failure: OnFailure = OnFailure.STOP
     """After the last attempt: ``stop`` the partition, visibly, or ``skip`` the record, counted."""
@@ -83,7 +97,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     url: str = ""
     """``sqlite:///path`` or ``memory://``; empty is ``offsets.db`` in the state directory."""
-    busy_timeout_ms: Positive = 5_000
+    busy_timeout_ms: PositiveMilliseconds = 5_000
     """How long a SQLite write waits for another process's write."""
 
 
@@ -94,16 +108,17 @@ class SupervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     partition_assignment_strategy: AssignmentStrategy | None = None
     """Classic protocol only; unset is ``cooperative-sticky``."""
     group_instance_id: str = ""
-    """A name that stays through restarts (static membership); empty is dynamic."""
-    session_timeout_ms: Annotated[int, Meta(ge=1_000)] | None = None
+    """A name that stays through restarts (static membership), different on every host; empty is dynamic."""
+    session_timeout_ms: Annotated[int, Meta(ge=1_000, le=3_600_000)] | None = None
     """Classic protocol only; unset is 45 000. With ``consumer`` the broker sets it."""
-    heartbeat_interval_ms: Annotated[int, Meta(ge=100)] | None = None
-    """Classic protocol only; unset is 3 000. With ``consumer`` the broker sets it."""
-    drain_timeout_seconds: PositiveSeconds = 20.0
+    heartbeat_interval_ms: Annotated[int, Meta(ge=100, le=1_200_000)] | None = None
+    """Classic protocol only, at most a third of the session timeout; unset is 3 000, or a third of a session timeout
+    below 9 000. With ``consumer`` the broker sets it."""
+    drain_timeout_seconds: Annotated[float, Meta(gt=0, le=3_600)] = 20.0
     """One budget for a whole revocation or stop: finish what handlers hold, record, commit."""
     lease_seconds: PositiveSeconds = 5.0
     """How long processes go on without a sign of their supervisor; must be below the session timeout."""
-    ring_bytes: Annotated[int, Meta(ge=65_536)] = 4 * 1024 * 1024
+    ring_bytes: Annotated[int, Meta(ge=65_536, le=1_073_741_824, multiple_of=4_096)] = 4 * 1024 * 1024
     """Shared memory between a worker and its handler; the largest record is a little under half of it."""
     worker_restarts: Positive = 10
     """Deaths of one partition's worker within ``restart_window_seconds`` before the partition is failed."""
@@ -113,14 +128,14 @@ class SupervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     control_socket: str = ""
     """Empty is ``<group_id>.sock`` in the runtime directory."""
     log_format: LogFormat = LogFormat.AUTO
-    log_level: str = "info"
+    log_level: LogLevel = LogLevel.INFO
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything kafkasrcd can be told. The top level has the names and defaults of KafkaSourceConfig."""
 
     brokers: str = "localhost:9092"
-    """Comma-separated ``host:port``."""
+    """Comma-separated ``host:port``; an IPv6 address stands in brackets."""
     group_id: str = "kafkasrcd"
     topics: list[str] = field(default_factory=list[str])
     """Topic names; one that starts with ``^`` is a regular expression."""
@@ -128,13 +143,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     commit_interval_secs: PositiveSeconds = 5.0
     auto_offset_reset: AutoOffsetReset = AutoOffsetReset.EARLIEST
     extra_config: dict[str, str] = field(default_factory=dict[str, str])
-    """librdkafka settings, such as ``security.protocol``; those the design depends on are refused."""
+    """librdkafka settings, such as ``security.protocol``; those the design depends on are refused, with the reason."""
     max_retries: NotNegative = 3
     """Further attempts after a handler raised; 0 is none."""
-    retry_backoff_ms: NotNegative = 100
+    retry_backoff_ms: NotNegativeMilliseconds = 100
     """Before the first further attempt; doubles, jittered, up to ``retry_backoff_max_ms``."""
-    retry_backoff_max_ms: NotNegative = 10_000
-    poll_timeout_ms: Positive = 100
+    retry_backoff_max_ms: NotNegativeMilliseconds = 10_000
+    poll_timeout_ms: Annotated[int, Meta(ge=1, le=10_000)] = 100
     """The longest a worker waits in one poll of the broker."""
     handler: HandlerSettings = field(default_factory=HandlerSettings)
     store: StoreSettings = field(default_factory=StoreSettings)

@@ -1,0 +1,70 @@
+"""The options of every command that needs the configuration: ``--config`` and ``--set``."""
+
+import os
+from collections.abc import Callable, Collection
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from kafkasrcd.daemon.configuration import Configuration
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_configuration(
+    *, only: Collection[str] | None = None
+) -> Callable[[Callable[Concatenate["Configuration", P], R]], Callable[P, R]]:
+    """Give a command ``--config`` and ``--set``, and, as its first argument, the configuration they lead to.
+
+    ``only``: as of ``configuration.load``; ``CONTROL_SETTINGS`` for a command that just talks to a running daemon.
+    Goes below ``@click.command()``, in place of options:
+
+        @click.command()
+        @click.option("--json", "as_json", is_flag=True)
+        @with_configuration()
+        def show(configuration: Configuration, as_json: bool) -> None: ...
+    """
+
+    def decorate(command: Callable[Concatenate["Configuration", P], R]) -> Callable[P, R]:
+        @click.option(
+            "-c",
+            "--config",
+            "path",
+            type=click.Path(path_type=Path),
+            envvar="KAFKASRCD_CONFIG",
+            show_envvar=True,
+            help="The configuration file. [default: ./kafkasrcd.toml, then /etc/kafkasrcd/kafkasrcd.toml]",
+        )
+        @click.option(
+            "-s",
+            "--set",
+            "assignments",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_assignments,
+            help="Set one setting, as in -s handler.processes=4; wins over environment and file. Repeatable.",
+        )
+        @wraps(command)
+        def loaded(path: Path | None, assignments: dict[str, str], *args: P.args, **kwargs: P.kwargs) -> R:
+            from kafkasrcd.daemon.configuration import find_file, load
+
+            configuration = load(path or find_file(), assignments, os.environ, only=only)
+            return command(configuration, *args, **kwargs)
+
+        return loaded  # type: ignore[return-value]
+
+    return decorate
+
+
+def _assignments(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    assignments: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(f"{value.partition('=')[0]!r} is not KEY=VALUE, as in handler.processes=4")
+        assignments[key.strip()] = text  # the last one given for a key counts
+    return assignments

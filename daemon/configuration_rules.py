@@ -1,0 +1,259 @@
+"""What a configuration must hold to besides the type of each setting: formats, and settings that go together."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import msgspec
+
+from kafkasrcd.daemon import librdkafka_check
+from kafkasrcd.daemon.configuration_problem import Problem
+from kafkasrcd.daemon.setting_fields import did_you_mean, shown
+from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.settings import CommitStrategy, GroupProtocol, Settings
+from kafkasrcd.workers.kafka_settings import (
+    heartbeat_interval_ms,
+    max_poll_interval_ms,
+    protected_reason,
+    session_timeout_ms,
+)
+from kafkasrcd.workers.redaction import hide_url_passwords
+
+# What the broker allows for a topic and for a group.instance.id (org.apache.kafka.common.internals.Topic).
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_BROKER = re.compile(
+    r"(?:(?:plaintext|ssl|sasl_plaintext|sasl_ssl)://)?"
+    r"(?:\[[0-9a-fA-F:.%\w]+\]|[a-zA-Z0-9](?:[a-zA-Z0-9._-]*[a-zA-Z0-9.])?)"
+    r"(?::(?P<port>[0-9]{1,5}))?",
+    re.IGNORECASE,
+)
+_AVAILABLE_STRATEGIES = (CommitStrategy.PERIODIC,)
+_LATER_STORES = ("postgresql",)
+
+MAX_GROUP_ID_LENGTH = 249
+"""The control socket, the client id and the store carry the name; the broker itself takes 32767."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """``problems`` make the configuration unusable; ``warnings`` are lines about what was probably not meant."""
+
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+
+def check(settings: Settings) -> Report:
+    """Everything wrong with settings that have the right types.
+
+    Creates and closes librdkafka clients to have their settings checked, without connecting; some milliseconds.
+    """
+    problems = [
+        *_brokers(settings),
+        *_group(settings),
+        *_topics(settings),
+        *_handlers(settings),
+        *_not_in_this_version(settings),
+        *_protocol(settings),
+        *_timeouts(settings),
+        *_extra_config(settings),
+    ]
+    expressions = [topic for topic in settings.topics if topic.startswith("^") and _regex_error(topic) is None]
+    answer = librdkafka_check.check(settings, expressions, whole_clients=not problems)
+    return Report((*problems, *answer.problems), answer.warnings)
+
+
+def validate(settings: Settings) -> None:
+    """For settings built in a program. Raises ConfigurationError with one line for each problem."""
+    if problems := check(settings).problems:
+        raise ConfigurationError("\n".join(problem.line() for problem in problems))
+
+
+def _brokers(settings: Settings) -> Iterator[Problem]:
+    brokers = [broker.strip() for broker in settings.brokers.split(",")]
+    if brokers == [""]:
+        yield Problem("brokers", "missing; give host:port, or several separated by commas")
+        return
+    for broker in brokers:
+        match = _BROKER.fullmatch(broker)
+        if match is None:
+            hint = "; an IPv6 address stands in brackets, as in [::1]:9092" if broker.count(":") > 2 else ""
+            yield Problem("brokers", f"{hide_url_passwords(shown(broker))} is not host:port{hint}")
+        elif match["port"] is not None and not 1 <= int(match["port"]) <= 65_535:
+            yield Problem("brokers", f"{shown(broker)} has a port that is not from 1 to 65535")
+
+
+def _group(settings: Settings) -> Iterator[Problem]:
+    group_id = settings.group_id
+    if not group_id.strip():
+        yield Problem("group_id", "missing; name the consumer group")
+    elif not group_id.isprintable() or "/" in group_id:
+        yield Problem("group_id", f"{shown(group_id)} has a character that a group's name must not have ('/', control)")
+    elif len(group_id.encode()) > MAX_GROUP_ID_LENGTH:
+        yield Problem("group_id", f"longer than {MAX_GROUP_ID_LENGTH} bytes")
+    instance = settings.supervisor.group_instance_id
+    if instance and (not _LEGAL_NAME.fullmatch(instance) or instance in {".", ".."}):
+        text = f"{shown(instance)} must be 1 to 249 letters, digits, '.', '_' or '-'"
+        yield Problem("supervisor.group_instance_id", text)
+
+
+def _topics(settings: Settings) -> Iterator[Problem]:
+    if not settings.topics:
+        yield Problem("topics", 'missing; list what to consume, as in topics = ["orders"]')
+    for topic in settings.topics:
+        yield from _topic("topics", topic, settings)
+    doubles = {topic for topic in settings.topics if settings.topics.count(topic) > 1}
+    for topic in sorted(doubles):
+        yield Problem("topics", f"{shown(topic)} is given twice")
+
+
+def _topic(setting: str, topic: str, settings: Settings) -> Iterator[Problem]:
+    """What is wrong with a topic's name, or with a regular expression for topics."""
+    if not topic.startswith("^"):
+        if not _LEGAL_NAME.fullmatch(topic) or topic in {".", ".."}:
+            hint = "; a regular expression starts with ^" if re.search(r"[*+?|()\[\]$\\]", topic) else ""
+            rule = "1 to 249 letters, digits, '.', '_' or '-'"
+            yield Problem(setting, f"{shown(topic)} cannot be a topic's name ({rule}){hint}")
+        return
+    if reason := _regex_error(topic):
+        yield Problem(setting, f"{shown(topic)} is not a regular expression: {reason}")
+    elif setting == "topics" and re.search(r"(?<!\\)(\\\\)*\\[dD]", topic) and _is_classic(settings):
+        # The group's topics are matched by POSIX expressions, to which \d is the letter d: nothing would ever match.
+        yield Problem(setting, f"{shown(topic)}: \\d is not known here, write [0-9]", ("supervisor.group_protocol",))
+
+
+def _regex_error(pattern: str) -> str | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what a future Python may read differently
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            return str(error) or type(error).__name__
+    return None
+
+
+def _handlers(settings: Settings) -> Iterator[Problem]:
+    handler = settings.handler
+    if handler.target:
+        yield from _target("handler.target", handler.target)
+    patterns = [key for key in handler.topics if key.startswith("^")]
+    for key, target in handler.topics.items():
+        name = f"handler.topics.{key}"
+        yield from _target(name, target)
+        wrong = list(_topic(name, key, settings))
+        yield from wrong
+        if not wrong and not key.startswith("^") and not any(_covers(topic, key) for topic in settings.topics):
+            text = f"the topic is not among topics{did_you_mean(key, settings.topics)}"
+            yield Problem(name, text, ("topics",))
+    if handler.target:
+        return
+    involves = ("topics", "handler.topics")
+    if not handler.topics:
+        yield Problem("handler.target", "missing; name the function to call, as package.module:function", involves)
+        return
+    for topic in settings.topics:
+        if topic in handler.topics or (not topic.startswith("^") and any(_covers(key, topic) for key in patterns)):
+            continue
+        what = f"a topic that matches {shown(topic)} may have" if topic.startswith("^") else f"{shown(topic)} has"
+        yield Problem(
+            "handler.target", f"missing, and {what} no handler; give it, or the topic in handler.topics", involves
+        )
+
+
+def _covers(pattern: str, topic: str) -> bool:
+    """Whether ``pattern``, a name or a regular expression, takes in the topic."""
+    if not pattern.startswith("^"):
+        return pattern == topic
+    return _regex_error(pattern) is None and re.match(pattern, topic) is not None
+
+
+def _target(setting: str, target: str) -> Iterator[Problem]:
+    module, colon, function = target.partition(":")
+    parts = [*module.split("."), *function.split(".")]
+    if not colon or not all(part.isidentifier() for part in parts):
+        hint = ""
+        if not colon and target.count(".") and all(part.isidentifier() for part in target.split(".")):
+            hint = f"; did you mean '{':'.join(target.rsplit('.', 1))}'?"
+        yield Problem(setting, f"expected package.module:function, got {shown(target)}{hint}")
+
+
+def _not_in_this_version(settings: Settings) -> Iterator[Problem]:
+    strategy = settings.commit_strategy
+    if strategy not in _AVAILABLE_STRATEGIES:
+        allowed = " or ".join(f"'{each.value}'" for each in _AVAILABLE_STRATEGIES)
+        yield Problem("commit_strategy", f"'{strategy.value}' is not available in this version; use {allowed}")
+    yield from _store(settings.store.url)
+
+
+def _store(url: str) -> Iterator[Problem]:
+    allowed = "sqlite:///path or memory://"
+    if not url or url == "memory://":
+        return
+    try:
+        scheme = urlsplit(url).scheme.partition("+")[0]
+    except ValueError:
+        scheme = ""
+    if scheme in _LATER_STORES:
+        yield Problem("store.url", f"'{scheme}' is not available in this version; use {allowed}")
+    elif scheme == "memory":
+        yield Problem("store.url", "expected memory:// and nothing after it")
+    elif not url.startswith("sqlite://"):
+        text = f"expected {allowed}, got {hide_url_passwords(shown(url))}"
+        yield Problem("store.url", f"{text}{did_you_mean(scheme, ['sqlite', 'memory'])}")
+    elif not url.startswith("sqlite:///") or url in {"sqlite:///", "sqlite:///:memory:"}:
+        text = "needs a path after three slashes, as in sqlite:////var/lib/kafkasrcd/offsets.db"
+        yield Problem("store.url", f"{text}; for one that is not kept, memory://")
+
+
+def _protocol(settings: Settings) -> Iterator[Problem]:
+    if _is_classic(settings):
+        return
+    for name in ("session_timeout_ms", "heartbeat_interval_ms", "partition_assignment_strategy"):
+        if getattr(settings.supervisor, name) is not None:
+            where = "with KIP-848 the broker sets it (group.consumer.*)"
+            if name == "partition_assignment_strategy":
+                where = "with KIP-848 the broker assigns; extra_config 'group.remote.assignor' chooses how"
+            text = f"cannot be set with group_protocol 'consumer': {where}"
+            yield Problem(f"supervisor.{name}", text, ("supervisor.group_protocol",))
+
+
+def _timeouts(settings: Settings) -> Iterator[Problem]:
+    supervisor = settings.supervisor
+    session_ms = session_timeout_ms(settings)
+    heartbeat_ms = heartbeat_interval_ms(settings)
+    session = "supervisor.session_timeout_ms"
+    unset = " (its default)" if supervisor.session_timeout_ms is None else ""
+    if supervisor.lease_seconds * 1_000 >= session_ms:
+        text = (
+            f"{supervisor.lease_seconds:g} s must be below the session timeout, {session_ms / 1_000:g} s{unset}: "
+            "otherwise processes go on with partitions that the group has given to others"
+        )
+        yield Problem("supervisor.lease_seconds", text, (session, "supervisor.group_protocol"))
+    if _is_classic(settings) and heartbeat_ms * 3 > session_ms:
+        text = (
+            f"{heartbeat_ms} must be at most a third of the session timeout, {session_ms}{unset}: "
+            "otherwise one lost heartbeat can cost the membership"
+        )
+        yield Problem("supervisor.heartbeat_interval_ms", text, (session, "supervisor.group_protocol"))
+    if settings.retry_backoff_ms > settings.retry_backoff_max_ms:
+        text = f"{settings.retry_backoff_ms} is above retry_backoff_max_ms, {settings.retry_backoff_max_ms}"
+        yield Problem("retry_backoff_ms", text, ("retry_backoff_max_ms",))
+
+
+def _extra_config(settings: Settings) -> Iterator[Problem]:
+    for name in settings.extra_config:
+        if reason := protected_reason(name):
+            yield Problem(f"extra_config.{name}", f"cannot be set: {reason}")
+    # A revocation keeps the member from polling; with less time than that it would leave the group in every one.
+    given = settings.extra_config.get("max.poll.interval.ms", "")
+    least = max_poll_interval_ms(settings)
+    if given.isdecimal() and int(given) < least:
+        yield Problem(
+            "extra_config.max.poll.interval.ms",
+            f"{given} is below {least}, which the session timeout or a revocation needs "
+            "(supervisor.drain_timeout_seconds and 40 s for commits)",
+            ("supervisor.drain_timeout_seconds", "supervisor.session_timeout_ms"),
+        )
+
+
+def _is_classic(settings: Settings) -> bool:
+    return settings.supervisor.group_protocol is GroupProtocol.CLASSIC

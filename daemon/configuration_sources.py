@@ -1,0 +1,206 @@
+"""The three places a setting can come from, each read into entries of (dotted name, value as written, origin)."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import msgspec
+
+from kafkasrcd.daemon.configuration_problem import Problem
+from kafkasrcd.daemon.setting_fields import FIELDS, SECTIONS, TABLES, did_you_mean, kind_of, nearest, owner_of
+from kafkasrcd.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "KAFKASRCD_"
+COMMAND_LINE = "command line"
+
+RESERVED_VARIABLES = frozenset({"KAFKASRCD_CONFIG"})
+"""Variables with our prefix that are not settings."""
+
+# Kubernetes sets these in every container of a namespace that has a service called kafkasrcd.
+_SERVICE_LINK = re.compile(r"KAFKASRCD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One setting as one source has it.
+
+    ``textual``: the source knows only text, so "4" is a number where one is wanted. ``expandable``: references in it
+    are replaced.
+    """
+
+    name: str
+    value: Any
+    origin: str
+    textual: bool
+    expandable: bool
+
+
+Found = Iterator[Entry | Problem]
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The TOML document in ``path``. Raises ConfigurationError, with one line."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: there is no such file; `kafkasrcd init` writes one to start from") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigurationError(f"{path}: cannot be read: {reason or error}") from None
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}: not UTF-8 text (at line {line}); save the file as UTF-8") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError is one; so is the refusal of a number of over 4300 digits
+        raise ConfigurationError(f"{path}: not valid TOML: {_one_line(str(error))}") from None
+
+
+def file_entries(document: Mapping[str, Any], origin: str) -> Found:
+    """The settings in a TOML document; an unknown name is a Problem."""
+    yield from _walk(document, "", origin)
+
+
+def environment_entries(environ: Mapping[str, str]) -> Found:
+    """The settings in the environment.
+
+    ``KAFKASRCD_BROKERS``; a section is set off by two underscores, as in ``KAFKASRCD_HANDLER__TARGET``. A key of
+    ``extra_config`` follows two underscores, with ``_`` for each dot and ``__`` for an underscore:
+    ``KAFKASRCD_EXTRA_CONFIG__SASL_PASSWORD`` is ``sasl.password``. Values are taken literally: a password may have
+    any characters, and what is in the environment needs no reference to get there.
+    """
+    for variable in sorted(environ):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in RESERVED_VARIABLES:
+            continue
+        if _SERVICE_LINK.fullmatch(variable):
+            continue
+        origin = f"environment {variable}"
+        name = _setting_of(variable)
+        if owner_of(name) is None or (name.startswith("handler.topics.")):
+            yield _unknown_variable(variable, name)
+        else:
+            yield from _textual(name, environ[variable], origin, expandable=False)
+
+
+def override_entries(overrides: Mapping[str, str]) -> Found:
+    """The settings given on the command line: dotted names, as in ``handler.processes``."""
+    for name, text in overrides.items():
+        if owner_of(name) is None:
+            yield _unknown(name, COMMAND_LINE)
+        else:
+            yield from _textual(name, text, COMMAND_LINE, expandable=True)
+
+
+def variable_of(name: str) -> str:
+    """The environment variable that sets the setting ``name``."""
+    if name.startswith("extra_config."):
+        key = name.removeprefix("extra_config.").replace("_", "__").replace(".", "_")
+        return f"{ENVIRONMENT_PREFIX}EXTRA_CONFIG__{key.upper()}"
+    return ENVIRONMENT_PREFIX + name.replace(".", "__").upper()
+
+
+def split_list(text: str) -> list[Any]:
+    """A list written as text: comma-separated, or, where an item has a comma in it, as a TOML array.
+
+    Raises ValueError where it starts as an array and is none.
+    """
+    if not text.lstrip().startswith("["):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    items = tomllib.loads(f"items = {text}")
+    array: Any = items.pop("items")
+    if items or not is_list(array):
+        raise ValueError("not an array")
+    return array
+
+
+def _setting_of(variable: str) -> str:
+    rest = variable.removeprefix(ENVIRONMENT_PREFIX)
+    table = "EXTRA_CONFIG__"
+    if rest.startswith(table):
+        words = rest.removeprefix(table).lower().split("__")
+        return "extra_config." + "_".join(word.replace("_", ".") for word in words)
+    return rest.lower().replace("__", ".")
+
+
+def _walk(table: Mapping[str, Any], prefix: str, origin: str) -> Found:
+    for key, value in table.items():
+        name = prefix + key
+        if name in SECTIONS:
+            if is_table(value):
+                yield from _walk(value, f"{name}.", origin)
+            else:
+                yield Problem(name, f"expected a section [{name}], got {kind_of(value)}", origin=origin)
+        elif name in TABLES:
+            if is_table(value):
+                yield from _leaves(value, f"{name}.", origin)
+            else:
+                hint = "; the topics to subscribe to stand above the first [section]" if key == "topics" else ""
+                yield Problem(name, f"expected a table, got {kind_of(value)}{hint}", origin=origin)
+        elif name in FIELDS:
+            yield Entry(name, value, origin, textual=False, expandable=True)
+        else:
+            yield _unknown(name, origin)
+
+
+def _leaves(table: Mapping[str, Any], prefix: str, origin: str) -> Found:
+    """A user's own keys. Without quotes TOML reads ``security.protocol`` as nested tables; both are meant alike."""
+    for key, value in table.items():
+        if is_table(value) and value:
+            yield from _leaves(value, f"{prefix}{key}.", origin)
+        elif key:
+            yield Entry(prefix + key, value, origin, textual=False, expandable=True)
+        else:
+            yield Problem(prefix + '""', "a name must not be empty", origin=origin)
+
+
+def _textual(name: str, text: str, origin: str, *, expandable: bool) -> Found:
+    if name not in TABLES:
+        yield Entry(name, text, origin, textual=True, expandable=expandable)
+        return
+    for pair in split_pairs(text):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            yield Problem(name, "expected name=value, or several separated by commas", origin=origin)
+        else:
+            yield Entry(f"{name}.{key.strip()}", value.strip(), origin, textual=True, expandable=expandable)
+
+
+def split_pairs(text: str) -> list[str]:
+    """The ``name=value`` parts of a table written as text."""
+    return [pair for pair in text.split(",") if pair.strip()]
+
+
+def _unknown(name: str, origin: str) -> Problem:
+    known = [*FIELDS, *SECTIONS]
+    return Problem(name, f"there is no such setting{did_you_mean(name, known)}", involves=_meant(name), origin=origin)
+
+
+def _unknown_variable(variable: str, name: str) -> Problem:
+    if name.startswith("handler.topics."):
+        text = "a topic's name has no place in a variable's; use KAFKASRCD_HANDLER__TOPICS='topic=module:function,…'"
+        return Problem("", text, involves=("handler.topics",), origin=f"environment {variable}")
+    found = nearest(name, FIELDS)
+    hint = f"; did you mean '{variable_of(found)}'?" if found else ""
+    return Problem("", f"there is no such setting{hint}", involves=_meant(name), origin=f"environment {variable}")
+
+
+def _meant(name: str) -> tuple[str, ...]:
+    """The setting that was probably meant, so that its absence is not reported as well."""
+    found = nearest(name, FIELDS)
+    return (found,) if found else ()
+
+
+def is_table(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value of a document is a table; their keys are always text."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
