@@ -52,15 +52,12 @@ class SqliteDatabase:
             URL.create("sqlite", database=str(path)),
             connect_args={"timeout": busy_timeout_ms / 1000, "isolation_level": None},
         )
-        with self._explained(at_start=True):
-            _create_file(path)
-            self._identity = _identity(path)
-            # First look, then touch: a database that is not ours keeps its journal mode.
-            with self._transaction("BEGIN") as connection:
-                found_version(connection, str(path))
-            self._turn_on_wal()
-            with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
-                ensure_schema(connection, str(path))
+        try:
+            with self._explained(at_start=True):
+                self._identity = self._open()
+        except KafkasrcdError:
+            self.close()
+            raise
 
     @contextmanager
     def writing(self, *, durable: bool) -> Iterator[Connection]:
@@ -91,6 +88,17 @@ class SqliteDatabase:
             for statement in begin:
                 connection.exec_driver_sql(statement)
             yield connection
+
+    def _open(self) -> tuple[int, int] | None:
+        _create_file(self.path)
+        identity = _identity(self.path)
+        # First look, then touch: a database that is not ours keeps its journal mode.
+        with self._transaction("BEGIN") as connection:
+            found_version(connection, str(self.path))
+        self._turn_on_wal()
+        with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
+            ensure_schema(connection, str(self.path))
+        return identity
 
     def _turn_on_wal(self) -> None:
         """The mode is kept in the file. Changing it needs the file alone, and SQLite does not wait for that itself."""

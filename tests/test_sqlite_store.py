@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -104,6 +105,8 @@ class TestTheFile:
             assert other.offsets() == []
             assert other.claim([FIRST], "host-b")[FIRST].next_offset is None
             assert store.advance([Advance(FIRST, mine, 121)]) == {}
+            assert store.restart({FIRST: (mine, 5)}) == {}
+            assert [row.next_offset for row in other.offsets()] == [None]
 
     def test_an_empty_file_becomes_a_store(self, url: str, path: Path) -> None:
         path.parent.mkdir()
@@ -185,6 +188,20 @@ class TestUnavailable:
                     store.claim([FIRST], "host-a")
                 assert [row.next_offset for row in store.offsets()] == [None]  # Reading waits for nobody.
             assert store.advance([Advance(FIRST, mine, 1)]) == {}
+
+    def test_opening_waits_for_one_who_is_creating_the_file(self, url: str, path: Path) -> None:
+        # SQLite itself does not wait here: it answers "locked" at once when the write-ahead log is to be turned on.
+        path.parent.mkdir()
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            released = threading.Timer(0.2, other.rollback)
+            released.start()
+            with closing(open_store(url, GROUP, BUSY_TIMEOUT_MS)) as store:
+                assert store.claim([FIRST], "host-a")[FIRST].assignment_epoch == 1
+            released.join()
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(StoreUnavailable, match=r"offsets\.db was locked .* 50 ms"):
+                open_store(url, GROUP, 50)
 
     def test_while_the_file_is_gone(self, store: OffsetStore, path: Path) -> None:
         mine = store.claim([FIRST], "host-a")[FIRST].assignment_epoch
