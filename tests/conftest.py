@@ -1,0 +1,127 @@
+"""Fixtures for all tests: a real Kafka, and a check that no process is left behind.
+
+Tests that use `kafka` or `kafka_three` get the marker `kafka` by themselves. Without Java or Maven they are skipped,
+with one line at the end that says what to install; with CI=true in the environment they fail instead.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Generator
+
+import psutil
+import pytest
+
+from tests.kafka_broker import TEST_MARK_VARIABLE, fetch_kafka, kafka_missing
+from tests.kafka_cluster import KafkaCluster
+from tests.maven import MavenFailed
+from tests.waiting import wait_until
+
+# What a killed supervisor's children may take to be gone; the design promises as much.
+LEFT_BEHIND_DEADLINE_SECONDS = 2.0
+TOPIC_NAME_LIMIT = 249  # Kafka's own
+
+_skipped = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Generator[KafkaCluster]:
+    """A Kafka of one broker for the whole session. A test that stops the broker starts it again."""
+    with KafkaCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka_three() -> Generator[KafkaCluster]:
+    """A Kafka of three brokers for the whole session, started when a test first asks for it."""
+    with KafkaCluster(brokers=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def topic_name(request: pytest.FixtureRequest) -> str:
+    """A topic name of this test's own, not created yet. It serves for group names as well."""
+    readable = re.sub(r"[^a-zA-Z0-9_-]+", "-", str(request.node.name)).strip("-")
+    unique = uuid.uuid4().hex[:8]
+    return f"{readable[: TOPIC_NAME_LIMIT - 100]}-{unique}"
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind(request: pytest.FixtureRequest) -> Generator[None]:
+    """Fail a test that leaves a process running, and kill that process.
+
+    Processes are recognised by a variable in the environment they inherit, however far they have forked, detached or
+    lost their parents. Not seen: what is started with an environment of its own making, and what fixtures of wider
+    scope start before the test. Brokers of KafkaCluster, and what multiprocessing keeps for the life of the pytest
+    process, do not count.
+    """
+    mark = f"{request.node.nodeid} {uuid.uuid4().hex}"
+    os.environ[TEST_MARK_VARIABLE] = mark
+    try:
+        yield
+    finally:
+        del os.environ[TEST_MARK_VARIABLE]
+    if not _marked_processes(mark):
+        return
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not _marked_processes(mark), LEFT_BEHIND_DEADLINE_SECONDS, "its processes to end")
+    left_behind = _marked_processes(mark)
+    lines: list[str] = []
+    for process in left_behind:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            lines.append(f"  {process.pid}, child of {process.ppid()}: {' '.join(process.cmdline())[:200]}")
+            process.kill()
+    if lines:
+        pytest.fail("the test left processes behind (killed now):\n" + "\n".join(lines), pytrace=False)
+
+
+def _marked_processes(mark: str) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        # Gone, a zombie, or another user's.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(TEST_MARK_VARIABLE) == mark and not _is_multiprocessing_of_pytest(process):
+                found.append(process)
+    return found
+
+
+def _is_multiprocessing_of_pytest(process: psutil.Process) -> bool:
+    command = " ".join(process.cmdline())
+    return process.ppid() == os.getpid() and (
+        "multiprocessing.resource_tracker" in command or "multiprocessing.forkserver" in command
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        names: list[str] = getattr(item, "fixturenames", [])
+        if "kafka" in names or "kafka_three" in names:
+            item.add_marker(pytest.mark.kafka)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Download Kafka before the first test, whose time limit is too short for it."""
+    wanted = any(item.get_closest_marker("kafka") for item in session.items)
+    if wanted and not session.config.option.collectonly and kafka_missing() is None:
+        # Where it fails, the fixture tries again and reports it.
+        with contextlib.suppress(MavenFailed):
+            fetch_kafka()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kafka") is None:
+        return
+    missing = kafka_missing()
+    if missing is None:
+        return
+    if os.environ.get("CI", "").lower() in ("true", "1"):
+        pytest.fail(missing, pytrace=False)
+    item.config.stash[_skipped] = item.config.stash.get(_skipped, 0) + 1
+    pytest.skip(missing)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    count = config.stash.get(_skipped, 0)
+    if count:
+        terminalreporter.write_line(f"{count} SKIPPED: {kafka_missing()}", yellow=True, bold=True)
