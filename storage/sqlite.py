@@ -76,8 +76,10 @@ class SqliteDatabase:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A consistent view; waits for nobody."""
-        with self._explained(), self._transaction("BEGIN") as connection:
-            yield connection
+        with self._explained():
+            self._refuse_a_replaced_file()
+            with self._transaction("BEGIN") as connection:
+                yield connection
 
     def close(self) -> None:
         self._engine.dispose()
