@@ -15,6 +15,9 @@ from kafkasrcd.daemon.exit_codes import ExitCode, exit_code_for
 from kafkasrcd.errors import KafkasrcdError
 
 COMMANDS = {
+    "start": "kafkasrcd.daemon.service_commands:start",
+    "status": "kafkasrcd.daemon.service_commands:status",
+    "stop": "kafkasrcd.daemon.service_commands:stop",
     "config": "kafkasrcd.daemon.config_commands:config",
 }
 """Every command and the function it is. A new command is registered here, in the order of ``--help``."""

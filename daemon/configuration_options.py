@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Collection
-from functools import wraps
+from functools import update_wrapper, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
@@ -15,13 +15,54 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def configuration_options(
+    command: Callable[Concatenate[Callable[..., "Configuration"], P], R],
+) -> Callable[P, R]:
+    """Give a command ``--config`` and ``--set``, and, as its first argument, a function that loads what they lead to.
+
+    The function takes ``only``, as ``configuration.load`` does. Stands below ``@click.command()``, like an option.
+    """
+
+    @click.option(
+        "-c",
+        "--config",
+        "path",
+        type=click.Path(path_type=Path),
+        envvar="KAFKASRCD_CONFIG",
+        show_envvar=True,
+        help="The configuration file. [default: ./kafkasrcd.toml, then /etc/kafkasrcd/kafkasrcd.toml]",
+    )
+    @click.option(
+        "-s",
+        "--set",
+        "assignments",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_assignments,
+        help="Set one setting, as in -s handler.processes=4; wins over environment and file. Repeatable.",
+    )
+    @wraps(command)
+    def with_options(*args: Any, **options: Any) -> R:
+        path: Path | None = options.pop("path")
+        assignments: dict[str, str] = options.pop("assignments")
+
+        def load_configuration(only: Collection[str] | None = None) -> "Configuration":
+            from kafkasrcd.daemon.configuration import find_file, load
+
+            return load(path or find_file(), assignments, os.environ, only=only)
+
+        return command(load_configuration, *args, **options)
+
+    return with_options
+
+
 def with_configuration(
     *, only: Collection[str] | None = None
 ) -> Callable[[Callable[Concatenate["Configuration", P], R]], Callable[P, R]]:
     """Give a command ``--config`` and ``--set``, and, as its first argument, the configuration they lead to.
 
-    ``only``: as of ``configuration.load``; ``CONTROL_SETTINGS`` for a command that just talks to a running daemon.
-    Goes below ``@click.command()``, in place of options:
+    ``only``: ``CONTROL_SETTINGS`` for a command that just talks to a running daemon, see ``configuration.load``. A
+    configuration that cannot be used ends the command before it begins, with exit code 78:
 
         @click.command()
         @click.option("--json", "as_json", is_flag=True)
@@ -30,32 +71,12 @@ def with_configuration(
     """
 
     def decorate(command: Callable[Concatenate["Configuration", P], R]) -> Callable[P, R]:
-        @click.option(
-            "-c",
-            "--config",
-            "path",
-            type=click.Path(path_type=Path),
-            envvar="KAFKASRCD_CONFIG",
-            show_envvar=True,
-            help="The configuration file. [default: ./kafkasrcd.toml, then /etc/kafkasrcd/kafkasrcd.toml]",
-        )
-        @click.option(
-            "-s",
-            "--set",
-            "assignments",
-            metavar="KEY=VALUE",
-            multiple=True,
-            callback=_assignments,
-            help="Set one setting, as in -s handler.processes=4; wins over environment and file. Repeatable.",
-        )
-        @wraps(command)
-        def loaded(path: Path | None, assignments: dict[str, str], *args: P.args, **kwargs: P.kwargs) -> R:
-            from kafkasrcd.daemon.configuration import find_file, load
+        def loaded(load_configuration: Callable[..., "Configuration"], /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return command(load_configuration(only), *args, **kwargs)
 
-            configuration = load(path or find_file(), assignments, os.environ, only=only)
-            return command(configuration, *args, **kwargs)
-
-        return loaded  # type: ignore[return-value]
+        # Not by @wraps, to whose result mypy gives a named first parameter.
+        update_wrapper(loaded, command)
+        return configuration_options(loaded)
 
     return decorate
 

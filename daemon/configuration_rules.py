@@ -1,7 +1,6 @@
 """What a configuration must hold to besides the type of each setting: formats, and settings that go together."""
 
 import re
-import warnings
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -10,6 +9,7 @@ import msgspec
 from kafkasrcd.daemon import librdkafka_check
 from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
+from kafkasrcd.daemon.topic_patterns import is_pattern, pattern_error, subscribes
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import CommitStrategy, GroupProtocol, Settings
 from kafkasrcd.workers.kafka_settings import (
@@ -57,7 +57,7 @@ def check(settings: Settings) -> Report:
         *_timeouts(settings),
         *_extra_config(settings),
     ]
-    expressions = [topic for topic in settings.topics if topic.startswith("^") and _regex_error(topic) is None]
+    expressions = [topic for topic in settings.topics if is_pattern(topic) and pattern_error(topic) is None]
     answer = librdkafka_check.check(settings, expressions, whole_clients=not problems)
     return Report((*problems, *answer.problems), answer.warnings)
 
@@ -108,40 +108,34 @@ def _topics(settings: Settings) -> Iterator[Problem]:
 
 def _topic(setting: str, topic: str, settings: Settings) -> Iterator[Problem]:
     """What is wrong with a topic's name, or with a regular expression for topics."""
-    if not topic.startswith("^"):
+    if not is_pattern(topic):
         if not _LEGAL_NAME.fullmatch(topic) or topic in {".", ".."}:
             hint = "; a regular expression starts with ^" if re.search(r"[*+?|()\[\]$\\]", topic) else ""
             rule = "1 to 249 letters, digits, '.', '_' or '-'"
             yield Problem(setting, f"{shown(topic)} cannot be a topic's name ({rule}){hint}")
         return
-    if reason := _regex_error(topic):
+    if reason := pattern_error(topic):
         yield Problem(setting, f"{shown(topic)} is not a regular expression: {reason}")
     elif setting == "topics" and re.search(r"(?<!\\)(\\\\)*\\[dD]", topic) and _is_classic(settings):
         # The group's topics are matched by POSIX expressions, to which \d is the letter d: nothing would ever match.
         yield Problem(setting, f"{shown(topic)}: \\d is not known here, write [0-9]", ("supervisor.group_protocol",))
 
 
-def _regex_error(pattern: str) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what a future Python may read differently
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            return str(error) or type(error).__name__
-    return None
-
-
 def _handlers(settings: Settings) -> Iterator[Problem]:
     handler = settings.handler
     if handler.target:
         yield from _target("handler.target", handler.target)
-    patterns = [key for key in handler.topics if key.startswith("^")]
+    patterns = [key for key in handler.topics if is_pattern(key)]
     for key, target in handler.topics.items():
         name = f"handler.topics.{key}"
         yield from _target(name, target)
         wrong = list(_topic(name, key, settings))
         yield from wrong
-        if not wrong and not key.startswith("^") and not any(_covers(topic, key) for topic in settings.topics):
+        if (
+            not wrong
+            and not is_pattern(key)
+            and not any(subscribes(topic, key, settings.supervisor.group_protocol) for topic in settings.topics)
+        ):
             text = f"the topic is not among topics{did_you_mean(key, settings.topics)}"
             yield Problem(name, text, ("topics",))
     if handler.target:
@@ -151,19 +145,17 @@ def _handlers(settings: Settings) -> Iterator[Problem]:
         yield Problem("handler.target", "missing; name the function to call, as package.module:function", involves)
         return
     for topic in settings.topics:
-        if topic in handler.topics or (not topic.startswith("^") and any(_covers(key, topic) for key in patterns)):
+        if topic in handler.topics or (not is_pattern(topic) and any(_matches(key, topic) for key in patterns)):
             continue
-        what = f"a topic that matches {shown(topic)} may have" if topic.startswith("^") else f"{shown(topic)} has"
+        what = f"a topic that matches {shown(topic)} may have" if is_pattern(topic) else f"{shown(topic)} has"
         yield Problem(
             "handler.target", f"missing, and {what} no handler; give it, or the topic in handler.topics", involves
         )
 
 
-def _covers(pattern: str, topic: str) -> bool:
-    """Whether ``pattern``, a name or a regular expression, takes in the topic."""
-    if not pattern.startswith("^"):
-        return pattern == topic
-    return _regex_error(pattern) is None and re.match(pattern, topic) is not None
+def _matches(pattern: str, topic: str) -> bool:
+    """Whether a key of ``handler.topics`` takes in the topic: those are matched here, with either protocol alike."""
+    return subscribes(pattern, topic, GroupProtocol.CLASSIC)
 
 
 def _target(setting: str, target: str) -> Iterator[Problem]:

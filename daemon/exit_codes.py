@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from kafkasrcd.errors import ConfigurationError, GroupError, KafkasrcdError, StoreUnavailable, WorkerError
+from kafkasrcd.errors import ConfigurationError, GroupError, KafkasrcdError, NotRunning, StoreUnavailable, WorkerError
 
 
 class ExitCode(IntEnum):
@@ -29,6 +29,8 @@ class ExitCode(IntEnum):
 def exit_code_for(error: KafkasrcdError) -> ExitCode:
     """The code a command exits with after ``error``."""
     match error:
+        case NotRunning():
+            return ExitCode.NOT_RUNNING
         case ConfigurationError():
             return ExitCode.CONFIG
         case StoreUnavailable() | GroupError():

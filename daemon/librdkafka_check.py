@@ -14,10 +14,8 @@ from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.librdkafka_names import CONSUMER_SETTINGS
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
 from kafkasrcd.settings import Settings
-from kafkasrcd.workers.kafka_settings import member_config, protected_reason, worker_config
+from kafkasrcd.workers.kafka_settings import KafkaConfig, member_config, protected_reason, worker_config
 from kafkasrcd.workers.redaction import HIDDEN, hide_url_passwords, is_secret
-
-_Config = Mapping[str, str | int | bool]
 
 _CREATION = "Failed to create consumer: "  # with this, the client was refused as a whole; without, one setting
 _UNKNOWN = "No such configuration property"
@@ -106,11 +104,11 @@ def _expressions(expressions: Sequence[str]) -> Iterator[Problem]:
         consumer.close()
 
 
-def _ask(config: _Config) -> _Verdict:
+def _ask(config: Mapping[str, str | int | float | bool]) -> _Verdict:
     """Create a client of ``config`` and close it."""
     from confluent_kafka import Consumer, KafkaException  # slow to import, and most commands never come here
 
-    asked: dict[str, str | int | bool] = {"group.id": "configuration-check", **config}
+    asked: KafkaConfig = {"group.id": "configuration-check", **config}
     asked.pop("bootstrap.servers", None)
     # With OIDC a client fetches a token as soon as it exists. Without SASL its settings are checked all the same.
     is_oidc = str(asked.get("sasl.oauthbearer.method")).lower() == "oidc"

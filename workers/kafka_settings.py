@@ -12,7 +12,8 @@ from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import AssignmentStrategy, GroupProtocol, Settings
 from kafkasrcd.workers.redaction import HIDDEN, hide_url_passwords, is_secret
 
-KafkaConfig = dict[str, str | int | bool]
+KafkaConfig = dict[str, str | int | float | bool]
+"""As confluent-kafka's clients take it; there are no floats in it."""
 
 DEFAULT_SESSION_TIMEOUT_MS = 45_000
 """librdkafka's default, and the broker's for KIP-848 (``group.consumer.session.timeout.ms``)."""
@@ -152,7 +153,7 @@ def max_poll_interval_ms(settings: Settings) -> int:
     return max(session_timeout_ms(settings), drain_ms + REVOCATION_SLACK_MS)
 
 
-def redacted(config: Mapping[str, str | int | bool]) -> dict[str, str | int | bool]:
+def redacted(config: Mapping[str, str | int | float | bool]) -> KafkaConfig:
     """``config`` with its secrets hidden, to be logged."""
     return {
         name: HIDDEN if is_secret(name) else hide_url_passwords(value) if isinstance(value, str) else value

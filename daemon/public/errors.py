@@ -12,6 +12,10 @@ class ConfigurationError(KafkasrcdError):
     """The configuration, or a handler it names, cannot be used. The command exits with 78 (EX_CONFIG)."""
 
 
+class NotRunning(KafkasrcdError):
+    """No daemon listens at the control socket. The command exits with 3."""
+
+
 class WorkerError(KafkasrcdError):
     """A worker or handler process did not do what it is there for."""
 

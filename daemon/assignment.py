@@ -1,0 +1,384 @@
+"""The partitions this member has: taken, worked on, recorded, given back.
+
+Everything here runs on the event loop. A partition's ring and worker exist once per claim: nothing of an earlier
+assignment, or of an earlier offset, can reach a handler through them.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
+from kafkasrcd.daemon.handler_pool import HandlerPool, describe_exit
+from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State
+from kafkasrcd.daemon.partition import Partition
+from kafkasrcd.daemon.recorder import Recorder
+from kafkasrcd.errors import GroupError, KafkasrcdError, StoreError
+from kafkasrcd.settings import AutoOffsetReset, Settings
+from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.workers.control import (
+    ControlMessage,
+    OffsetOutOfRange,
+    Setup,
+    StartWorker,
+    WorkerFault,
+    WorkerReady,
+)
+from kafkasrcd.workers.deadline import Deadline
+from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.partition_memory import PartitionMemory
+
+_CLAIM_RETRY_SECONDS: Final = (0.2, 5.0)
+_FINAL_RECORD_SECONDS: Final = 5.0
+"""What the last record of a revocation may take even where handlers have used up its budget."""
+_MEND_AND_RESTART: Final = "mend it, then restart kafkasrcd (systemctl restart, or kafkasrcd stop and start)"
+
+
+class Assignment:
+    """The partitions, and what happens to them. ``on_*`` are the membership's events."""
+
+    def __init__(self, settings: Settings, fork_server: ForkServer, recorder: Recorder) -> None:
+        self.partitions: dict[TopicPartition, Partition] = {}
+        self.rebalances = 0
+        self.total_commits = 0
+        self.store_problem = ""
+        """Why the store takes nothing now; empty where it does."""
+        self.handlers: HandlerPool
+        self.assigned_once = False
+        self._settings = settings
+        self._setup = Setup(settings=msgspec.json.encode(settings), base_directory="", slot=-1)
+        self._fork_server = fork_server
+        self._recorder = recorder
+        self._recording = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = EventLog("assignment")
+
+    # ---- the membership's events -------------------------------------------------------------------------------
+
+    def on_assigned(self, names: list[TopicPartition]) -> None:
+        """Take these, too. Where one of them is still being given back, that ends first."""
+        self.rebalances += 1
+        self.assigned_once = True
+        self._log.info("assigned", f"{len(names)} partitions assigned: {_listed(names)}", partitions=len(names))
+        fresh: list[Partition] = []
+        for name in names:
+            predecessor = self.partitions.get(name)
+            partition = self.partitions[name] = Partition(name, self._settings)
+            if predecessor is None:
+                fresh.append(partition)
+            else:
+                self._begin_task(self._take_after(predecessor, partition))
+        if fresh:
+            self._begin_task(self._take(fresh, {}))
+
+    def on_revoked(self, names: list[TopicPartition], done: Callable[[], None]) -> None:
+        """Drain and record these, in parallel, on one deadline; then ``done``."""
+        self._log.info("revoked", f"{len(names)} partitions revoked: {_listed(names)}", partitions=len(names))
+        self._begin_task(self._give_back(names, done))
+
+    def on_lost(self, names: list[TopicPartition]) -> None:
+        """Another member may have them already: stop, and record nothing."""
+        self.rebalances += 1
+        self._log.error("lost", f"{len(names)} partitions lost: {_listed(names)}", partitions=len(names))
+        for name in names:
+            partition = self.partitions.get(name)
+            if partition is not None:
+                self._lose(partition, "the group has given it to another member")
+
+    # ---- taking ------------------------------------------------------------------------------------------------
+
+    async def _take_after(self, predecessor: Partition, partition: Partition) -> None:
+        await predecessor.ended.wait()
+        await self._take([partition], {})
+
+    async def _take(self, partitions: Sequence[Partition], moved: Mapping[TopicPartition, int]) -> None:
+        """Claim, and start those that are still ours by then; tries until the store and the broker answer."""
+        wait_seconds, most_seconds = _CLAIM_RETRY_SECONDS
+        while True:
+            waiting = {partition.name: partition for partition in partitions if partition.state is State.CLAIMING}
+            if not waiting:
+                return
+            try:
+                starts = await self._recorder.claim(list(waiting), moved)
+                break
+            except KafkasrcdError as error:
+                self._note_store(error)
+                for partition in waiting.values():
+                    partition.problem = f"cannot be claimed: {error}; it is tried again"
+                self._log.repeated("claim_failed", f"partitions cannot be claimed: {error}", same=(str(error),))
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(wait_seconds * 2, most_seconds)
+        self._note_store(None)
+        for name, partition in waiting.items():
+            if partition.state is not State.CLAIMING:
+                continue
+            start = starts[name]
+            partition.problem = ""
+            if start.next_offset is None:
+                partition.fail(start.problem, "commit an offset for the group, or set auto_offset_reset")
+                continue
+            partition.memory = PartitionMemory.create(
+                self._settings.supervisor.ring_bytes, start.assignment_epoch, start.next_offset
+            )
+            partition.memory.extend_lease(self._settings.supervisor.lease_seconds)
+            partition.committed = None
+            self.handlers.bind(partition)
+            partition.enter(State.STARTING, f"from offset {start.next_offset}")
+            self._start_worker(partition)
+
+    def _start_worker(self, partition: Partition) -> None:
+        memory, slot = partition.memory, partition.slot
+        if memory is None or slot is None:
+            return
+        name = partition.name
+        child = self._fork_server.spawn(
+            "worker",
+            f"ksrc-{name.partition}-{name.topic}",
+            lambda message: self._on_worker_message(partition, message),
+            lambda exit_code: self._on_worker_exit(partition, child, exit_code),
+        )
+        partition.worker = child
+        child.send(self._setup)
+        child.send(
+            StartWorker(
+                topic=name.topic,
+                partition=name.partition,
+                assignment_epoch=memory.epoch,
+                start_offset=memory.position,
+            ),
+            (memory.fd, partition.bell, self.handlers.slots[slot].bell),
+        )
+
+    # ---- what workers and handlers say -------------------------------------------------------------------------
+
+    def _on_worker_message(self, partition: Partition, message: ControlMessage) -> None:
+        if isinstance(message, WorkerReady):
+            if partition.state is State.STARTING:
+                partition.problem = ""
+                partition.enter(State.RUNNING)
+        elif isinstance(message, OffsetOutOfRange):
+            self._on_out_of_range(partition, message)
+        elif isinstance(message, WorkerFault):
+            partition.fail(message.reason, _MEND_AND_RESTART)
+
+    def _on_worker_exit(self, partition: Partition, child: ChildProcess, exit_code: int) -> None:
+        if partition.worker is not child or partition.state not in WORKING or partition.moving:
+            return
+        delay = partition.backoff.next_delay()
+        if delay is None:
+            partition.fail(f"its worker keeps ending, last with {describe_exit(exit_code)}", _MEND_AND_RESTART)
+            return
+        self._log.error(
+            "worker_died",
+            f"the worker of {partition.name} ended with {describe_exit(exit_code)}; it starts again in {delay:.1f} s",
+            topic=partition.name.topic,
+            partition=partition.name.partition,
+            exit_code=exit_code,
+        )
+        if partition.state is State.RUNNING:
+            partition.enter(State.STARTING, "its worker ended")
+
+        def restart() -> None:
+            if partition.worker is child and partition.state is State.STARTING:
+                self._start_worker(partition)
+
+        asyncio.get_running_loop().call_later(delay, restart)
+
+    def _on_out_of_range(self, partition: Partition, gone: OffsetOutOfRange) -> None:
+        policy = self._settings.auto_offset_reset
+        if policy is AutoOffsetReset.ERROR:
+            partition.fail(
+                f"the broker has offsets {gone.log_start} to {gone.high_watermark}, not {gone.position}",
+                "commit an offset that exists, or set auto_offset_reset",
+            )
+            return
+        target = gone.log_start if policy is AutoOffsetReset.EARLIEST else gone.high_watermark
+        self._log.error(
+            "offset_out_of_range",
+            f"{partition.name} goes on at {target}: the broker has offsets {gone.log_start} to {gone.high_watermark}, "
+            f"not {gone.position}; {max(0, target - gone.position)} offsets are lost",
+            topic=partition.name.topic,
+            partition=partition.name.partition,
+            offset=gone.position,
+            target=target,
+            lost=max(0, target - gone.position),
+        )
+        self._begin_task(self._move(partition, target, finish_ring=True))
+
+    def on_record_failed(self, partition: Partition, reason: str) -> None:
+        """A record failed for the last time: its partition stands still before it."""
+        partition.fail(reason, _MEND_AND_RESTART)
+
+    def on_ring_broken(self, partition: Partition, reason: str) -> None:
+        """Replace the ring; what was in it is fetched again."""
+        if partition.state in WORKING and partition.processed is not None:
+            self._log.error("ring_replaced", f"the ring of {partition.name} is replaced: {reason}")
+            self._begin_task(self._move(partition, None, finish_ring=False))
+
+    async def _move(self, partition: Partition, target: int | None, *, finish_ring: bool) -> None:
+        """Start the partition anew, at ``target`` or at what is processed, with a new claim, ring and worker."""
+        partition.moving = True
+        while finish_ring and partition.state in WORKING and partition.processed != partition.position:
+            await asyncio.sleep(0.02)
+        if partition.state not in WORKING:
+            return
+        partition.enter(State.DRAINING, "it starts anew at another offset")
+        deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
+        await self._settle([partition], deadline)
+        if partition.state is not State.DRAINING or not partition.moving:
+            return
+        processed = partition.memory.ring_processed if partition.memory is not None else None
+        self.handlers.unbind(partition)
+        partition.drop_memory()
+        partition.moving = False
+        partition.enter(State.CLAIMING)
+        start = processed if target is None else target
+        await self._take([partition], {} if start is None else {partition.name: start})
+
+    # ---- giving back -------------------------------------------------------------------------------------------
+
+    async def drain(self, deadline: Deadline) -> None:
+        """Stop, record and release every partition."""
+        await self._release(list(self.partitions.values()), deadline)
+
+    async def _give_back(self, names: Iterable[TopicPartition], done: Callable[[], None]) -> None:
+        try:
+            partitions = [self.partitions[name] for name in names if name in self.partitions]
+            await self._release(partitions, Deadline(self._settings.supervisor.drain_timeout_seconds))
+        finally:
+            done()
+
+    async def _release(self, partitions: Iterable[Partition], deadline: Deadline) -> None:
+        """Revoke, in this order: end the hand-off, let handlers finish what they hold, kill those that do not, record
+        what is processed, give back."""
+        mine = [partition for partition in partitions if partition.state not in ENDED]
+        for partition in mine:
+            partition.moving = False
+            partition.stop_work()
+            if partition.state is not State.DRAINING:
+                partition.enter(State.DRAINING)
+        await self._settle(mine, deadline)
+        await self.record(mine, max(deadline.remaining, _FINAL_RECORD_SECONDS))
+        for partition in mine:
+            if partition.state is State.DRAINING:
+                self._end(partition)
+
+    async def _settle(self, partitions: list[Partition], deadline: Deadline) -> None:
+        """End all work on ``partitions`` in parallel; a handler that holds a record past the deadline is killed."""
+        for partition in partitions:
+            partition.stop_work()
+        settled = await asyncio.gather(*(partition.settle(deadline) for partition in partitions))
+        for partition, quiet in zip(partitions, settled, strict=True):
+            if not quiet:
+                self._log.error(
+                    "handler_overdue",
+                    f"{partition.name}: its handler process is killed, holding a record past the deadline",
+                    topic=partition.name.topic,
+                    partition=partition.name.partition,
+                )
+                await self.handlers.kill(partition)
+                if partition.worker is not None:
+                    await partition.worker.exited.wait()
+
+    def _lose(self, partition: Partition, reason: str) -> None:
+        if partition.state in ENDED:
+            return
+        partition.moving = False
+        partition.stop_work()
+        partition.enter(State.LOST, reason)
+
+        async def bury() -> None:
+            await self._settle([partition], Deadline(self._settings.supervisor.drain_timeout_seconds))
+            self._end(partition)
+
+        self._begin_task(bury())
+
+    def _end(self, partition: Partition) -> None:
+        self.handlers.unbind(partition)
+        partition.enter(State.RELEASED)
+        if self.partitions[partition.name] is partition:  # and not its successor, which waits for this end
+            del self.partitions[partition.name]
+        partition.end()
+
+    # ---- recording ---------------------------------------------------------------------------------------------
+
+    async def record_processed(self) -> None:
+        """The periodic commit; skipped while the one before it is still waiting for a store or a broker."""
+        if not self._recording.locked():
+            await self.record(list(self.partitions.values()), None)
+
+    async def record(self, partitions: Iterable[Partition], seconds: float | None) -> bool:
+        """Record what is processed and not recorded yet; False where the store or Kafka took nothing."""
+        try:
+            async with asyncio.timeout(seconds), self._recording:
+                # Looked at only now: the record before this one may have been of the same partitions.
+                offsets = _unrecorded(partitions)
+                if not offsets:
+                    return True
+                recorded = await self._recorder.record(offsets)
+        except (StoreError, GroupError) as error:
+            self._note_store(error)
+            self._log.repeated("commit_failed", f"offsets are not recorded: {error}", same=(str(error),))
+            return False
+        except TimeoutError:
+            self._log.error("commit_overdue", f"offsets are not recorded within {seconds:.0f} s; they repeat")
+            return False
+        self._note_store(None)
+        self.total_commits += 1
+        now_ms = int(time.time() * 1000)
+        for name, offset in recorded.accepted.items():
+            partition = self.partitions.get(name)
+            if partition is not None:
+                partition.committed = offset
+                partition.last_commit_ms = now_ms
+        for name, refusal in recorded.refused_by_store.items():
+            if name in self.partitions:
+                self._lose(self.partitions[name], str(refusal))
+        for name, reason in recorded.refused_by_kafka.items():
+            self._log.repeated("commit_refused", f"the commit of {name} is refused: {reason}", same=(name,))
+        return True
+
+    async def prove_membership(self) -> bool:
+        """Whether the group accepts a commit of this member now; True where it has nothing to commit."""
+        for partition in self.partitions.values():
+            processed = partition.processed
+            if partition.state in WORKING and processed is not None and partition.memory is not None:
+                try:
+                    recorded = await self._recorder.record({partition.name: (partition.memory.epoch, processed)})
+                except (StoreError, GroupError):
+                    return False
+                return partition.name in recorded.accepted
+        return True
+
+    def _note_store(self, error: KafkasrcdError | None) -> None:
+        self.store_problem = str(error) if isinstance(error, StoreError) else ""
+
+    def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("defect", f"an internal task failed: {task.exception()!r}", cause=task.exception())
+
+
+def _unrecorded(partitions: Iterable[Partition]) -> dict[TopicPartition, tuple[int, int]]:
+    return {
+        partition.name: (partition.memory.epoch, partition.memory.processed)
+        for partition in partitions
+        if partition.memory is not None
+        and partition.state not in ENDED
+        and partition.memory.processed != partition.committed
+    }
+
+
+def _listed(names: list[TopicPartition]) -> str:
+    by_topic: dict[str, list[int]] = {}
+    for name in sorted(names):
+        by_topic.setdefault(name.topic, []).append(name.partition)
+    return ", ".join(f"{topic}{numbers}" for topic, numbers in by_topic.items()) or "none"

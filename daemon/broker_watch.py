@@ -1,0 +1,53 @@
+"""Whether the broker can be reached: said once when it cannot, once when it can again, and asked ever more slowly."""
+
+import asyncio
+import time
+from typing import Final
+
+from kafkasrcd.daemon.recorder import Recorder
+from kafkasrcd.workers.event_log import EventLog
+
+_ASK_SECONDS: Final = 2.0
+_FIRST_WAIT_SECONDS: Final = 0.5
+_MOST_WAIT_SECONDS: Final = 10.0
+
+
+class BrokerWatch:
+    """Told by librdkafka when all brokers are down; finds out by itself when one is back."""
+
+    def __init__(self, brokers: str, recorder: Recorder) -> None:
+        self.down_since: float | None = None
+        """Seconds since 1970, or None."""
+        self._brokers = brokers
+        self._recorder = recorder
+        self._task: asyncio.Task[None] | None = None
+        self._log = EventLog("broker")
+
+    def all_down(self) -> None:
+        """librdkafka has no connection left."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self.until_reachable())
+
+    async def until_reachable(self) -> None:
+        """Return when a broker answers; says so where that takes more than one try."""
+        wait_seconds = _FIRST_WAIT_SECONDS
+        while not await self._recorder.broker_answers(_ASK_SECONDS):
+            if self.down_since is None:
+                self.down_since = time.time()
+                self._log.error(
+                    "broker_unreachable",
+                    f"no broker answers at {self._brokers}; it is tried until one does",
+                    brokers=self._brokers,
+                )
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(wait_seconds * 2, _MOST_WAIT_SECONDS)
+        if self.down_since is not None:
+            away = time.time() - self.down_since
+            self._log.info("broker_back", f"a broker answers again, after {away:.0f} s", seconds=round(away, 1))
+            self.down_since = None
+        self._task = None
+
+    def stop(self) -> None:
+        """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,72 @@
+"""Talking to a running daemon over its control socket."""
+
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kafkasrcd.daemon.status import Status
+from kafkasrcd.errors import KafkasrcdError, NotRunning
+
+_ANSWER_SECONDS: Final = 10.0
+"""The daemon's loop answers within a turn, 0.1 s; this is for a machine under stress."""
+
+
+class ControlClient:
+    """One connection. Raises NotRunning where there is no daemon, KafkasrcdError where it does not answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(_ANSWER_SECONDS)
+        try:
+            self._socket.connect(str(path))
+        except PermissionError as error:
+            self._socket.close()
+            raise KafkasrcdError(f"{path} may only be used by root, the daemon's user and its group") from error
+        except OSError as error:
+            self._socket.close()
+            raise NotRunning(f"not running: no daemon listens at {path}") from error
+        self._lines = self._socket.makefile("rb")
+
+    def status(self) -> Status:
+        """The daemon's status, now."""
+        return msgspec.json.decode(self.status_json(), type=Status)
+
+    def status_json(self) -> bytes:
+        """The same as the daemon sent it, one line."""
+        return self._ask("status")
+
+    def stop(self) -> None:
+        """Tell it to stop; it goes on draining."""
+        self._ask("stop")
+
+    def wait_closed(self, seconds: float | None) -> bool:
+        """After ``stop``: until the daemon has ended; False where that takes longer than ``seconds``."""
+        self._socket.settimeout(seconds)
+        try:
+            while self._lines.readline():
+                pass
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lines.close()
+        self._socket.close()
+
+    def _ask(self, command: str) -> bytes:
+        try:
+            self._socket.sendall(msgspec.json.encode({"command": command}) + b"\n")
+            answer = self._lines.readline()
+        except OSError as error:
+            raise KafkasrcdError(f"the daemon at {self._path} does not answer: {error}") from error
+        if not answer:
+            raise NotRunning(f"not running: the daemon at {self._path} has just ended")
+        if answer.startswith(b'{"error"'):
+            raise KafkasrcdError(msgspec.json.decode(answer)["error"])
+        return answer

@@ -1,0 +1,157 @@
+"""One assigned partition, as the supervisor sees it: its state, its shared memory, its worker."""
+
+import asyncio
+import os
+import time
+from typing import Any, Final
+
+from kafkasrcd.daemon.backoff import RestartBackoff
+from kafkasrcd.daemon.child_processes import ChildProcess
+from kafkasrcd.daemon.lifecycle import ENDED, State, transition
+from kafkasrcd.daemon.rolling_rate import RollingRate
+from kafkasrcd.settings import Settings
+from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.workers.deadline import Deadline
+from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.partition_memory import BYTES, HIGH_WATERMARK, LOG_START, MESSAGES, UNKNOWN, PartitionMemory
+from kafkasrcd.workers.ring import FAILURES
+
+_STORES_SETTLE_SECONDS: Final = 0.005
+"""After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
+its store buffer within a microsecond, and a process that is switched out has emptied it."""
+
+_log = EventLog("partition")
+
+
+class Partition:
+    """From one assignment to its release. Used by the event loop only."""
+
+    def __init__(self, name: TopicPartition, settings: Settings) -> None:
+        self.name = name
+        self.state = State.CLAIMING
+        self.since_ms = int(time.time() * 1000)
+        self.problem = ""
+        """One sentence for the operator, or empty."""
+        self.memory: PartitionMemory | None = None
+        self.worker: ChildProcess | None = None
+        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Wakes the worker."""
+        self.moving = False
+        """Its worker's end is expected: it is about to start anew at another offset."""
+        self.slot: int | None = None
+        self.binding = 0
+        self.committed: int | None = None
+        self.last_commit_ms: int | None = None
+        self.ended = asyncio.Event()
+        """Set once nothing of it runs any more: its successor may start."""
+        self.backoff = RestartBackoff(settings.supervisor.worker_restarts, settings.supervisor.restart_window_seconds)
+        self._crash_offset = -1
+        self._crashes = 0
+        # Of earlier epochs of the same assignment, so that the totals grow through a restart at another offset.
+        self._past = (0, 0, 0)
+        now = time.monotonic()
+        self.message_rate = RollingRate(now)
+        self.byte_rate = RollingRate(now)
+
+    def enter(self, state: State, reason: str = "") -> None:
+        """Change the state, by the table, and say so."""
+        before = self.state
+        self.state = transition(before, state)
+        self.since_ms = int(time.time() * 1000)
+        fields: dict[str, Any] = {
+            "topic": self.name.topic,
+            "partition": self.name.partition,
+            "from": before.value,
+            "to": state.value,
+        }
+        if self.memory is not None:
+            fields |= {"epoch": self.memory.epoch}
+        emit = _log.error if state is State.FAILED else _log.info
+        emit("partition_state", f"{self.name} is {state}" + (f": {reason}" if reason else ""), **fields)
+
+    def fail(self, reason: str, cure: str) -> None:
+        """Stand still until someone looks."""
+        if self.state in (State.FAILED, State.DRAINING) or self.state in ENDED:
+            return
+        self.problem = f"{reason}; {cure}"
+        self.stop_work()
+        self.enter(State.FAILED, reason)
+
+    def stop_work(self) -> None:
+        """Start no further record and end the worker: it holds nothing that is not in the ring."""
+        if self.memory is not None:
+            self.memory.stop()
+        if self.worker is not None:
+            self.worker.kill()
+
+    async def settle(self, deadline: Deadline) -> bool:
+        """After ``stop_work``: wait until no record is in flight and the worker is reaped; False at the deadline."""
+        await asyncio.sleep(_STORES_SETTLE_SECONDS)
+        wait_seconds = 0.001
+        while self.memory is not None and self.memory.in_flight is not None:
+            if deadline.passed:
+                return False
+            await asyncio.sleep(min(wait_seconds, deadline.remaining))
+            wait_seconds = min(wait_seconds * 2, 0.05)
+        if self.worker is not None:
+            await self.worker.exited.wait()
+        return True
+
+    @property
+    def position(self) -> int | None:
+        """Next offset to hand off; None until claimed."""
+        return None if self.memory is None else max(self.memory.position, self.memory.processed)
+
+    @property
+    def processed(self) -> int | None:
+        """Next offset after the processed prefix; None until claimed."""
+        return None if self.memory is None else self.memory.processed
+
+    @property
+    def high_watermark(self) -> int | None:
+        """The next offset the broker will give out, as last heard."""
+        if self.memory is None or self.memory.cells[HIGH_WATERMARK] == UNKNOWN:
+            return None
+        return self.memory.cells[HIGH_WATERMARK]
+
+    @property
+    def lag(self) -> int | None:
+        """Offsets between what is processed (or still there) and the end; never negative."""
+        if self.memory is None or self.high_watermark is None:
+            return None
+        return max(0, self.high_watermark - max(self.memory.processed, self.memory.cells[LOG_START]))
+
+    @property
+    def totals(self) -> tuple[int, int, int]:
+        """Messages handed off, bytes handed off, failures; since the assignment."""
+        if self.memory is None:
+            return self._past
+        cells, ring_cells = self.memory.cells, self.memory.ring_cells
+        messages, size, failures = self._past
+        return messages + cells[MESSAGES], size + cells[BYTES], failures + ring_cells[FAILURES]
+
+    def sample_rates(self, now: float) -> None:
+        """Once a second; ``now`` is monotonic seconds."""
+        messages, size, _ = self.totals
+        self.message_rate.observe(now, messages)
+        self.byte_rate.observe(now, size)
+
+    def count_crash(self, offset: int) -> int:
+        """How often the record at ``offset`` was in flight when its handler process died."""
+        self._crashes = self._crashes + 1 if offset == self._crash_offset else 1
+        self._crash_offset = offset
+        return self._crashes
+
+    def drop_memory(self) -> None:
+        """Nothing runs in it any more."""
+        self._past = self.totals
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+
+    def end(self) -> None:
+        """Released, whole."""
+        self.drop_memory()
+        self.worker = None
+        os.close(self.bell)
+        self.ended.set()

@@ -1,0 +1,49 @@
+"""Where the daemon keeps its files: the offset store and the control socket."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from kafkasrcd.settings import Settings
+
+
+def store_url(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """``store.url``; its relative path made relative to the configuration file, and the default where it is empty.
+
+    The default is ``offsets.db`` in systemd's $STATE_DIRECTORY, else in $XDG_STATE_HOME/kafkasrcd.
+    """
+    url = settings.store.url
+    if not url:
+        state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        if not state:
+            home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+            state = str(Path(home) / "kafkasrcd")
+        return f"sqlite:///{Path(state) / 'offsets.db'}"
+    prefix = "sqlite:///"
+    if url.startswith(prefix):
+        return prefix + str(base_directory / url.removeprefix(prefix))
+    return url
+
+
+def control_path(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The control socket: ``supervisor.control_socket``, else ``<group_id>.sock`` in the runtime directory.
+
+    The runtime directory is ``supervisor.runtime_directory``, else systemd's $RUNTIME_DIRECTORY, else
+    $XDG_RUNTIME_DIR/kafkasrcd, else /run/kafkasrcd where this user may write it, else a folder of this user's in /tmp.
+    """
+    supervisor = settings.supervisor
+    if supervisor.control_socket:
+        return base_directory / supervisor.control_socket
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", settings.group_id) + ".sock"
+    if supervisor.runtime_directory:
+        return base_directory / supervisor.runtime_directory / name
+    systemd = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if systemd:
+        return Path(systemd) / name
+    # A command run by hand beside the service finds the service's folder.
+    service = Path("/run/kafkasrcd")
+    if (service / name).exists():
+        return service / name
+    user = environ.get("XDG_RUNTIME_DIR")
+    return (Path(user) / "kafkasrcd" if user else Path(f"/tmp/kafkasrcd-{os.getuid()}")) / name  # noqa: S108

@@ -1,0 +1,74 @@
+"""``kafkasrcd start``, ``status`` and ``stop``."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kafkasrcd.daemon.configuration_options import with_configuration
+
+if TYPE_CHECKING:
+    from kafkasrcd.daemon.configuration import Configuration
+
+# A command that talks to a running daemon needs to find it and nothing more; see configuration.CONTROL_SETTINGS.
+_FIND_DAEMON = ("group_id", "supervisor.runtime_directory", "supervisor.control_socket")
+
+
+@click.command()
+@with_configuration()
+def start(configuration: "Configuration") -> None:
+    """Run the daemon in the foreground, until SIGTERM, SIGINT or `kafkasrcd stop`.
+
+    A second signal ends the drain at once; what is processed by then is still committed.
+    """
+    import asyncio
+
+    from kafkasrcd.daemon.places import control_path, store_url
+    from kafkasrcd.daemon.supervisor import Supervisor
+    from kafkasrcd.workers import event_log
+
+    settings, base = configuration.settings, configuration.base_directory
+    event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
+    for warning in configuration.warnings:
+        event_log.EventLog("configuration").warning("configuration_warning", warning)
+
+    async def run() -> None:
+        await Supervisor(settings, base, store_url(settings, base), control_path(settings, base)).run()
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The whole status as JSON, for machines.")
+@with_configuration(only=_FIND_DAEMON)
+def status(configuration: "Configuration", as_json: bool) -> None:
+    """Show what the running daemon is doing, and what is wrong with it. Exits with 3 where none is running."""
+    from kafkasrcd.daemon.control_client import ControlClient
+    from kafkasrcd.daemon.places import control_path
+    from kafkasrcd.daemon.status_view import print_status
+
+    client = ControlClient(control_path(configuration.settings, configuration.base_directory))
+    try:
+        if as_json:
+            click.echo(client.status_json().decode().rstrip())
+        else:
+            print_status(client.status())
+    finally:
+        client.close()
+
+
+@click.command()
+@click.option("--timeout", type=float, default=None, metavar="SECONDS", help="Wait no longer than this; then exit 1.")
+@with_configuration(only=_FIND_DAEMON)
+def stop(configuration: "Configuration", timeout: float | None) -> None:
+    """Drain the running daemon, and wait until it has ended. Exits with 3 where none is running."""
+    from kafkasrcd.daemon.control_client import ControlClient
+    from kafkasrcd.daemon.places import control_path
+    from kafkasrcd.errors import KafkasrcdError
+
+    client = ControlClient(control_path(configuration.settings, configuration.base_directory))
+    try:
+        client.stop()
+        if not client.wait_closed(timeout):
+            raise KafkasrcdError(f"still draining after {timeout:g} s; `kafkasrcd stop` again ends the drain now")
+    finally:
+        client.close()

@@ -1,0 +1,147 @@
+"""The status for people: what is wrong first, then a line a partition."""
+
+import time
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kafkasrcd.daemon.status import PartitionStatus, Status
+
+
+def print_status(status: Status) -> None:
+    """Print it once to standard output."""
+    console = Console(highlight=False)
+    console.print(status_view(status, width=console.width))
+
+
+def status_view(status: Status, width: int) -> RenderableType:
+    """The whole status; wide terminals have more columns."""
+    lines: list[RenderableType] = [_headline(status), *(_problem(problem) for problem in status.problems)]
+    lines += [
+        _problem(
+            f"{partition.topic}[{partition.partition}] {partition.state} {_since(partition, status)}: "
+            f"{partition.problem}"
+        )
+        for partition in status.partitions
+        if partition.problem
+    ]
+    if status.partitions:
+        lines.append(_partitions(status, wide=width >= 140))
+    lines.append(_handlers(status))
+    return Group(*lines)
+
+
+def _headline(status: Status) -> Text:
+    rate = sum(partition.rate for partition in status.partitions)
+    lag = sum(partition.lag or 0 for partition in status.partitions)
+    troubled = len(status.problems) + sum(1 for partition in status.partitions if partition.problem)
+    health = ("bold red", f"{troubled} problem{'s' if troubled > 1 else ''}") if troubled else ("bold green", "healthy")
+    return Text.assemble(
+        (f"{status.group_id} ", "bold"),
+        (f"{status.state}", ""),
+        ", ",
+        (health[1], health[0]),
+        f": {len(status.partitions)} partitions, {rate:,.0f} msg/s, lag {lag:,}, "
+        f"{status.total_commits:,} commits, {status.rebalances} rebalances, "
+        f"up {_duration(status.now_ms - status.started_ms)}, pid {status.pid}",
+    )
+
+
+def _problem(text: str) -> Text:
+    return Text.assemble(("! ", "bold red"), text)
+
+
+def _partitions(status: Status, *, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("partition", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    names = ["processed", "committed", "lag", "msg/s"]
+    if wide:
+        names = [
+            "position",
+            *names,
+            "messages",
+            "failed",
+            "MB",
+            "commit",
+            "handler",
+            "worker",
+            "cpu%",
+            "MB rss",
+            "restarts",
+        ]
+    else:
+        names += ["failed", "pid", "cpu%"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for partition in status.partitions:
+        table.add_row(
+            f"{partition.topic}[{partition.partition}]",
+            Text(partition.state, style=_STATE_STYLES.get(partition.state, "")),
+            *_figures(partition, status, wide=wide),
+        )
+    return table
+
+
+def _figures(partition: PartitionStatus, status: Status, *, wide: bool) -> list[str]:
+    worker = partition.worker
+    core = [
+        _offset(partition.processed),
+        _offset(partition.committed),
+        _offset(partition.lag),
+        f"{partition.rate:,.0f}",
+    ]
+    if not wide:
+        return [*core, f"{partition.failures:,}", _offset_plain(worker.pid), f"{worker.cpu_percent:.0f}"]
+    commit = "-" if partition.last_commit_ms is None else _duration(status.now_ms - partition.last_commit_ms)
+    return [
+        _offset(partition.position),
+        *core,
+        f"{partition.messages:,}",
+        f"{partition.failures:,}",
+        f"{partition.bytes / 1e6:,.1f}",
+        commit,
+        "-" if partition.handler < 0 else str(partition.handler),
+        _offset_plain(worker.pid),
+        f"{worker.cpu_percent:.0f}",
+        f"{worker.rss_bytes / 1e6:.0f}",
+        str(worker.restarts),
+    ]
+
+
+def _handlers(status: Status) -> Text:
+    return Text(
+        "handlers: "
+        + "   ".join(
+            f"{handler.slot}: {handler.state}, pid {_offset_plain(handler.pid)}, {handler.partitions} partitions, "
+            f"{handler.cpu_percent:.0f}% cpu, {handler.rss_bytes / 1e6:.0f} MB, {handler.restarts} restarts"
+            for handler in status.handlers
+        ),
+        style="dim",
+    )
+
+
+_STATE_STYLES = {"running": "green", "failed": "bold red", "lost": "red", "draining": "yellow", "paused": "yellow"}
+
+
+def _offset(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _offset_plain(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _since(partition: PartitionStatus, status: Status) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(partition.since_ms / 1000))
+    return f"since {clock} ({_duration(status.now_ms - partition.since_ms)})"
+
+
+def _duration(milliseconds: float) -> str:
+    seconds = max(0, int(milliseconds / 1000))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

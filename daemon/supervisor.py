@@ -1,0 +1,246 @@
+"""The supervisor: puts the parts together, runs the loop, and ends it all in order."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from confluent_kafka import KafkaError
+
+from kafkasrcd.daemon.assignment import Assignment
+from kafkasrcd.daemon.broker_watch import BrokerWatch
+from kafkasrcd.daemon.child_processes import ForkServer
+from kafkasrcd.daemon.control_server import ControlServer
+from kafkasrcd.daemon.handler_pool import HandlerPool
+from kafkasrcd.daemon.lease_keeper import LeaseKeeper
+from kafkasrcd.daemon.lifecycle import State
+from kafkasrcd.daemon.membership import Membership
+from kafkasrcd.daemon.notify import Notifier
+from kafkasrcd.daemon.recorder import Recorder
+from kafkasrcd.daemon.status import Status
+from kafkasrcd.daemon.status_report import ProcessUsage, handler_statuses, installed_version, partition_statuses
+from kafkasrcd.errors import GroupError
+from kafkasrcd.settings import Settings
+from kafkasrcd.storage.opening import open_store
+from kafkasrcd.workers.deadline import Deadline
+from kafkasrcd.workers.event_log import EventLog
+
+_TURN_SECONDS: Final = 0.1
+"""One turn of the loop: leases are renewed this often, a fiftieth of the default lease."""
+_LEAVE_SECONDS: Final = 5.0
+"""To leave the group and to end idle handlers: beyond the drain, and inside systemd's TimeoutStopSec."""
+
+
+class DaemonState(StrEnum):
+    """The daemon as a whole."""
+
+    STARTING = "starting"
+    JOINING = "joining"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class Supervisor:
+    """One run of the daemon, from start to end."""
+
+    def __init__(self, settings: Settings, base_directory: Path, store_url: str, control_path: Path) -> None:
+        self._settings = settings
+        self._base_directory = base_directory
+        self._store_url = store_url
+        self._control_path = control_path
+        self._state = DaemonState.STARTING
+        self._started_ms = int(time.time() * 1000)
+        self._stop_asked = asyncio.Event()
+        self._drain_deadline: Deadline | None = None
+        self._fatal: str | None = None
+        self._topic_problem = ""
+        self._usage = ProcessUsage()
+        self._log = EventLog("supervisor")
+        self._notifier = Notifier(os.environ)
+        self._fork_server = ForkServer()
+        self._recorder = Recorder(settings, owner=f"{socket.gethostname()}:{os.getpid()}")
+        self._assignment = Assignment(settings, self._fork_server, self._recorder)
+        self._handlers = self._assignment.handlers = HandlerPool(
+            settings,
+            base_directory,
+            self._fork_server,
+            self._assignment.on_record_failed,
+            self._assignment.on_ring_broken,
+        )
+        self._broker = BrokerWatch(settings.brokers, self._recorder)
+        self._control = ControlServer(control_path, self.status, self.stop)
+
+    async def run(self) -> None:
+        """Until told to stop, or something cannot be mended by waiting.
+
+        Raises ConfigurationError where a handler, the store or the control socket cannot be used, before the group is
+        joined; GroupError where the group will not have this member.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._log.info(
+            "starting", f"kafkasrcd {installed_version()} starts for group {self._settings.group_id}", pid=os.getpid()
+        )
+        membership: Membership | None = None
+        try:
+            await self._control.start()
+            settings = self._settings
+            await self._recorder.open(
+                lambda: open_store(self._store_url, settings.group_id, settings.store.busy_timeout_ms)
+            )
+            self._fork_server.start()
+            await self._unless_stopped(self._handlers.start())
+            if not self._stop_asked.is_set():
+                membership = Membership(settings, self._assignment, self.on_group_error)
+                self._recorder.connect(membership.consumer)
+                self._state = DaemonState.JOINING
+                self._notifier.status("waiting for a broker")
+                await self._unless_stopped(self._broker.until_reachable())
+            if membership is not None and not self._stop_asked.is_set():
+                membership.start()
+                await self._serve(membership)
+        finally:
+            await self._end(membership)
+        if self._fatal is not None:
+            raise GroupError(self._fatal)
+
+    def stop(self) -> None:
+        """Drain and end; a second call ends the drain now: what is processed by then is still committed."""
+        if self._stop_asked.is_set():
+            self._log.warning("stop_now", "told to stop again: handlers are not waited for any more")
+            if self._drain_deadline is not None:
+                self._drain_deadline.shorten(0.0)
+        self._stop_asked.set()
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    async def _serve(self, membership: Membership) -> None:
+        lease = LeaseKeeper(self._settings.supervisor.lease_seconds, self._assignment, membership)
+        commit_due = time.monotonic() + self._settings.commit_interval_secs
+        sample_due = 0.0
+        commits: set[asyncio.Task[None]] = set()
+        while not self._stop_asked.is_set():
+            lease.renew()
+            self._notifier.watchdog()
+            now = time.monotonic()
+            if now >= commit_due:
+                commit_due = now + self._settings.commit_interval_secs
+                commit = asyncio.ensure_future(self._assignment.record_processed())
+                commits.add(commit)
+                commit.add_done_callback(commits.discard)
+            if now >= sample_due:
+                sample_due = now + 1.0
+                for partition in self._assignment.partitions.values():
+                    partition.sample_rates(now)
+                self._notifier.status(self._summary())
+            self._note_ready()
+            try:
+                await asyncio.wait_for(self._stop_asked.wait(), _TURN_SECONDS)
+            except TimeoutError:
+                pass
+
+    def _note_ready(self) -> None:
+        if self._state is DaemonState.JOINING and self._assignment.assigned_once:
+            coming = (State.CLAIMING, State.STARTING)
+            if all(partition.state not in coming for partition in self._assignment.partitions.values()):
+                self._state = DaemonState.RUNNING
+                self._notifier.ready()
+                self._log.info("ready", f"running, {len(self._assignment.partitions)} partitions assigned")
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for ``work``, or for the word to stop, whichever comes first."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stop_asked.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()
+        else:
+            task.cancel()
+
+    async def _end(self, membership: Membership | None) -> None:
+        """Drain, leave, end the processes, close: in this order, so that nothing works on what is not ours."""
+        self._state = DaemonState.STOPPING
+        self._notifier.stopping()
+        self._broker.stop()
+        self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
+        self._log.info("stopping", f"draining {len(self._assignment.partitions)} partitions")
+        await self._assignment.drain(self._drain_deadline)
+        if membership is not None:
+            membership.stop()
+            if not await membership.wait_stopped(_LEAVE_SECONDS):
+                self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
+        await self._handlers.stop(_LEAVE_SECONDS)
+        self._fork_server.stop()
+        self._recorder.close()
+        self._log.info("stopped", "everything processed is recorded")
+        await self._control.stop()
+
+    # ---- the group's errors ------------------------------------------------------------------------------------
+
+    def on_group_error(self, error: KafkaError) -> None:
+        """An error of the group's consumer: most heal by themselves, and librdkafka repeats them many times."""
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:
+            self._broker.all_down()
+        elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            self._topic_problem = f"{error.str()}: create the topic, or correct topics"
+            self._log.repeated("topic_missing", self._topic_problem, same=(error.str(),))
+        elif error.fatal() or code in (KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID):
+            self._fatal = f"the group {self._settings.group_id!r} cannot be a member's: {error.name()}: {error.str()}"
+            self.stop()
+        else:
+            self._log.repeated("group_error", f"{error.name()}: {error.str()}", same=(code,))
+
+    # ---- what an operator sees ---------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Everything, now."""
+        partitions = partition_statuses(self._assignment, self._usage)
+        handlers = handler_statuses(self._handlers, self._usage)
+        pids = [*(partition.worker.pid for partition in partitions), *(handler.pid for handler in handlers)]
+        self._usage.forget_all_but({pid for pid in pids if pid is not None})
+        return Status(
+            kafkasrcd=installed_version(),
+            group_id=self._settings.group_id,
+            state=self._state.value,
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            now_ms=int(time.time() * 1000),
+            problems=self._problems(),
+            rebalances=self._assignment.rebalances,
+            total_commits=self._assignment.total_commits,
+            partitions=partitions,
+            handlers=handlers,
+        )
+
+    def _problems(self) -> list[str]:
+        problems: list[str] = []
+        if self._broker.down_since is not None:
+            since = time.strftime("%H:%M:%S", time.localtime(self._broker.down_since))
+            problems.append(
+                f"no broker answers at {self._settings.brokers} since {since}: start it, or check brokers and network"
+            )
+        if self._assignment.store_problem:
+            problems.append(
+                f"the offset store takes nothing, so handing off stands still: {self._assignment.store_problem}"
+            )
+        if self._topic_problem and not self._assignment.partitions:
+            problems.append(self._topic_problem)
+        return problems
+
+    def _summary(self) -> str:
+        partitions = self._assignment.partitions.values()
+        if self._broker.down_since is not None:
+            return f"no broker answers at {self._settings.brokers}"
+        rate = sum(partition.message_rate.per_second for partition in partitions)
+        lag = sum(partition.lag or 0 for partition in partitions)
+        troubled = sum(1 for partition in partitions if partition.problem)
+        trouble = f", {troubled} with a problem" if troubled else ""
+        return f"{self._state}: {len(partitions)} partitions, {rate:.0f} messages/s, lag {lag}{trouble}"

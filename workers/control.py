@@ -1,0 +1,178 @@
+"""What the supervisor and its child processes tell each other, and the sockets it travels on.
+
+Decisions only: nothing is sent per record or per batch. Progress is in the shared cells. Each message is one packet of
+a SOCK_SEQPACKET pair, with the descriptors that belong to it.
+"""
+
+import os
+import socket
+from typing import Final
+
+import msgspec
+
+_MOST_DESCRIPTORS: Final = 8
+_MOST_BYTES: Final = 128 * 1024
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first message to every child. ``settings`` is the Settings as JSON."""
+
+    settings: bytes
+    base_directory: str
+    slot: int
+
+
+class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Fetch this partition from ``start_offset``. Descriptors: partition memory, worker's bell, handler's bell."""
+
+    topic: str
+    partition: int
+    assignment_epoch: int
+    start_offset: int
+
+
+class WorkerReady(msgspec.Struct, frozen=True, tag=True):
+    """The worker's consumer is assigned; it hands off from now on."""
+
+
+class OffsetOutOfRange(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The broker does not have ``position``; it has ``log_start`` up to ``high_watermark``. The worker has stopped."""
+
+    position: int
+    log_start: int
+    high_watermark: int
+
+
+class WorkerFault(msgspec.Struct, frozen=True, tag=True):
+    """The worker cannot go on, and starting it again would not help: ``reason`` says why."""
+
+    reason: str
+
+
+class HandlerReady(msgspec.Struct, frozen=True, tag=True):
+    """The handler process has imported its targets."""
+
+
+class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
+    """A target cannot be imported, or has a signature that fits no kind of handler."""
+
+    reason: str
+
+
+class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Handle this partition's ring. Descriptors: partition memory, worker's bell. ``binding`` names it from now on."""
+
+    binding: int
+    topic: str
+    partition: int
+    assignment_epoch: int
+
+
+class Unbind(msgspec.Struct, frozen=True, tag=True):
+    """The ring is not to be looked at again."""
+
+    binding: int
+
+
+class RecordFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """``on_failure = "stop"``: the record failed for the last time; its partition stands still before it."""
+
+    binding: int
+    offset: int
+    error: str
+
+
+class RingBroken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The ring holds what its writer did not publish; it is not read any more."""
+
+    binding: int
+    reason: str
+
+
+class Exit(msgspec.Struct, frozen=True, tag=True):
+    """End now; nothing is in flight."""
+
+
+class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the fork server: a new child of ``role`` worker or handler. Descriptor: the child's control socket."""
+
+    child: int
+    role: str
+    title: str
+
+
+class Spawned(msgspec.Struct, frozen=True, tag=True):
+    """From the fork server. Descriptor: the child's pidfd."""
+
+    child: int
+    pid: int
+
+
+class Exited(msgspec.Struct, frozen=True, tag=True):
+    """From the fork server: the child was reaped. ``exit_code`` is negative for a signal."""
+
+    child: int
+    exit_code: int
+
+
+ControlMessage = (
+    Setup
+    | StartWorker
+    | WorkerReady
+    | OffsetOutOfRange
+    | WorkerFault
+    | HandlerReady
+    | HandlerRefused
+    | Bind
+    | Unbind
+    | RecordFailed
+    | RingBroken
+    | Exit
+    | Spawn
+    | Spawned
+    | Exited
+)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ControlMessage).decode
+
+
+class ControlChannel:
+    """One end of a control socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple["ControlChannel", socket.socket]:
+        """A channel, and the socket for the other process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours), theirs
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._socket.setblocking(flag)
+
+    def send(self, message: ControlMessage, descriptors: tuple[int, ...] = ()) -> None:
+        """Send; raises OSError where the other side is gone, or does not take its messages (non-blocking)."""
+        socket.send_fds(self._socket, [_encode(message)], descriptors)
+
+    def receive(self) -> tuple[ControlMessage, list[int]] | None:
+        """The next message and its descriptors, which the caller owns; None where the other side is gone.
+
+        Raises BlockingIOError where a non-blocking channel has none.
+        """
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._socket, _MOST_BYTES, _MOST_DESCRIPTORS)
+        except ConnectionResetError:
+            return None
+        if not packet:
+            return None
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        return _decode(packet), descriptors
+
+    def close(self) -> None:
+        self._socket.close()

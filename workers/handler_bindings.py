@@ -1,0 +1,106 @@
+"""The partitions bound to one handler process, and its talk with the supervisor."""
+
+import os
+from typing import Final
+
+from kafkasrcd.errors import RingCorrupted
+from kafkasrcd.settings import Settings
+from kafkasrcd.workers.batch import Batch
+from kafkasrcd.workers.control import Bind, ControlChannel, Exit, RecordFailed, RingBroken, Unbind
+from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.handler_target import HandlerTargets
+
+IDLE_MS: Final = 1000.0
+"""The longest sleep: a wake-up cannot be lost on x86-64 or ARMv8 (see ring.fence), elsewhere it is this late."""
+LEASE_WAIT_MS: Final = 20.0
+"""How soon a partition whose lease had run out is looked at again."""
+
+
+class HandlerBindings:
+    """What a runner serves. Runners differ in how they call the handler; this is what they share."""
+
+    def __init__(self, settings: Settings, targets: HandlerTargets, channel: ControlChannel, bell: int) -> None:
+        self.channel = channel
+        self.bell = bell
+        """Rung by the workers of every bound partition; owned by the caller."""
+        self._settings = settings
+        self._targets = targets
+        self._log = EventLog("handler")
+        self._cursors: dict[int, PartitionCursor] = {}
+        self._batches: dict[int, Batch] = {}
+        channel.setblocking(False)
+
+    def cursors(self) -> list[PartitionCursor]:
+        """The bound partitions, in the order they were bound."""
+        return list(self._cursors.values())
+
+    def batch(self, cursor: PartitionCursor) -> Batch:
+        """The batch being gathered for ``cursor``."""
+        return self._batches[cursor.binding]
+
+    def receive(self) -> bool:
+        """Do what the supervisor asked for since the last call; False when it is time to end."""
+        while True:
+            try:
+                received = self.channel.receive()
+            except BlockingIOError:
+                return True
+            if received is None:
+                return False
+            message, descriptors = received
+            if isinstance(message, Bind):
+                self._bind(message, descriptors)
+            elif isinstance(message, Unbind):
+                self._unbind(message.binding)
+            elif isinstance(message, Exit):
+                return False
+            else:
+                raise TypeError(f"a handler process was told {message!r}")
+
+    def _bind(self, bind: Bind, descriptors: list[int]) -> None:
+        target = self._targets.for_topic(bind.topic)
+        try:
+            cursor = PartitionCursor(self._settings, target, bind, descriptors, self._log)
+        except RingCorrupted as error:
+            self.channel.send(RingBroken(binding=bind.binding, reason=str(error)))
+            return
+        self._cursors[bind.binding] = cursor
+        handler = self._settings.handler
+        self._batches[bind.binding] = Batch(cursor, handler.batch_max_messages, handler.batch_max_wait_ms)
+
+    def _unbind(self, binding: int) -> None:
+        cursor = self._cursors.pop(binding, None)
+        self._batches.pop(binding, None)
+        if cursor is not None:
+            cursor.close()
+
+    def await_frames(self) -> bool:
+        """Announce a sleep to every idle partition's worker; False where one has a frame by now."""
+        return all(
+            cursor.reader.await_frame()
+            for cursor in self._cursors.values()
+            if cursor.failed is None and not cursor.retry_at_ns and cursor.memory.leased
+        )
+
+    def awake(self) -> None:
+        """The sleep is over."""
+        for cursor in self._cursors.values():
+            cursor.reader.awake()
+        try:
+            os.eventfd_read(self.bell)
+        except BlockingIOError:
+            pass
+
+    def report_failed(self, cursor: PartitionCursor) -> None:
+        """Tell the supervisor, once, that the partition stands still before a record that failed."""
+        if cursor.failed is not None and not cursor.reported:
+            cursor.reported = True
+            self.channel.send(RecordFailed(binding=cursor.binding, offset=cursor.failed_offset, error=cursor.failed))
+
+    def report_broken(self, cursor: PartitionCursor, error: RingCorrupted) -> None:
+        """Tell the supervisor that the ring has to be replaced, and read it no more."""
+        cursor.failed = str(error)
+        cursor.reported = True
+        self._log.error("ring_corrupted", f"the ring is replaced: {error}", **cursor.coordinates)
+        self.channel.send(RingBroken(binding=cursor.binding, reason=str(error)))

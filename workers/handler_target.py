@@ -1,0 +1,179 @@
+"""The user's handler: found by name, and understood by its annotation.
+
+What fits: a function (or any callable) of one positional argument, annotated ``Message[T]``, ``Message``,
+``list[Message[T]]``, ``list[Message]``, or not at all; plain or ``async def``. Further parameters need defaults.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.message import Message
+from kafkasrcd.settings import HandlerSettings
+from kafkasrcd.workers.payload import Decode, payload_decoder
+
+_CURE = "a handler takes one argument: Message[T], list[Message[T]], or an argument without annotation"
+
+
+class HandlerTarget(msgspec.Struct, frozen=True):
+    """A handler, ready to be called.
+
+    ``decode`` turns a record's value into the payload that its annotation names.
+    """
+
+    name: str
+    function: Callable[[Any], Any]
+    is_async: bool
+    is_batch: bool
+    payload_type: Any
+    decode: Decode
+
+
+class HandlerTargets:
+    """The handlers of one configuration: one for each topic pattern, and one for all other topics."""
+
+    def __init__(self, by_pattern: Mapping[str, HandlerTarget], default: HandlerTarget | None) -> None:
+        self._patterns = [(_matcher(pattern), target) for pattern, target in by_pattern.items()]
+        self._default = default
+
+    def for_topic(self, topic: str) -> HandlerTarget:
+        """The first that matches; raises ConfigurationError where none does."""
+        for matches, target in self._patterns:
+            if matches(topic):
+                return target
+        if self._default is None:
+            raise ConfigurationError(f"no handler for topic {topic!r}: set handler.target, or add it to handler.topics")
+        return self._default
+
+    def all(self) -> list[HandlerTarget]:
+        """Each of them."""
+        targets = [target for _, target in self._patterns]
+        return targets if self._default is None else [*targets, self._default]
+
+
+def load_targets(settings: HandlerSettings, base_directory: Path) -> HandlerTargets:
+    """Import the handlers; runs the user's modules. Raises ConfigurationError where one cannot be used.
+
+    ``handler.path`` entries, relative to ``base_directory``, are put in front of ``sys.path``.
+    """
+    for entry in reversed(settings.path):
+        folder = str((base_directory / entry).resolve())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    by_pattern = {pattern: load_target(name) for pattern, name in settings.topics.items()}
+    return HandlerTargets(by_pattern, load_target(settings.target) if settings.target else None)
+
+
+def load_target(name: str) -> HandlerTarget:
+    """The handler called ``package.module:function``; raises ConfigurationError where it cannot be used."""
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ConfigurationError(f"handler target {name!r} is not of the form package.module:function")
+    function = _import(name, module_name, attribute)
+    if not callable(function):
+        raise ConfigurationError(f"handler target {name!r} is a {type(function).__name__}, not a function")
+    annotation = _annotation(name, function)
+    is_batch = typing.get_origin(annotation) is list or annotation is list
+    if is_batch:
+        arguments = typing.get_args(annotation)
+        annotation = arguments[0] if arguments else Message
+    if annotation is inspect.Parameter.empty or annotation is Any or annotation is Message:
+        payload_type: Any = Any
+    elif typing.get_origin(annotation) is Message:
+        payload_type = typing.get_args(annotation)[0]
+    else:
+        raise ConfigurationError(f"handler target {name!r} takes {_shown(annotation)}; {_CURE}")
+    if isinstance(payload_type, typing.TypeVar):
+        payload_type = Any
+    try:
+        decode = payload_decoder(payload_type)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"handler target {name!r}: no JSON can be read as {_shown(payload_type)} ({error}); use a dataclass, "
+            "TypedDict, msgspec.Struct, a pydantic model, or Message without a type"
+        ) from None
+    # A callable object is async where its __call__ is.
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+    return HandlerTarget(name, function, is_async, is_batch, payload_type, decode)
+
+
+def _import(name: str, module_name: str, attribute: str) -> Any:
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(missing + "."):
+            raise ConfigurationError(
+                f"handler target {name!r}: there is no module {missing!r} in handler.path or installed"
+            ) from None
+        raise ConfigurationError(f"handler target {name!r}: its module imports {missing!r}, not installed") from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"handler target {name!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
+        ) from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            public = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known))]
+            raise ConfigurationError(
+                f"handler target {name!r}: module {module_name!r} has no {attribute!r}; it has {', '.join(public)}"
+            ) from None
+    return found
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's module it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+
+
+def _annotation(name: str, function: Callable[..., Any]) -> Any:
+    """The annotation of the one argument; Parameter.empty where it has none."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"handler target {name!r} has no signature that can be read; {_CURE}") from None
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    positional = [
+        parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1 or not positional or (required and required[0] is not positional[0]):
+        raise ConfigurationError(f"handler target {name!r} is {_shown(inspect.signature(function))}; {_CURE}")
+    if positional[0].annotation is inspect.Parameter.empty:
+        return inspect.Parameter.empty
+    annotated = function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(annotated, include_extras=True)[positional[0].name]
+    except Exception as error:  # noqa: BLE001 - it evaluates the user's expressions
+        raise ConfigurationError(f"handler target {name!r}: its annotation cannot be resolved: {error}") from None
+
+
+def _shown(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    """As librdkafka takes topics: a name, or a regular expression where it starts with ``^``."""
+    return re.compile(pattern).search if pattern.startswith("^") else pattern.__eq__

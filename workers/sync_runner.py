@@ -1,0 +1,121 @@
+"""Runs plain (not ``async``) handlers: one record, or one batch, at a time in this process."""
+
+import select
+from itertools import islice, repeat
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+from typing import Any, Final
+
+from kafkasrcd.errors import RingCorrupted
+from kafkasrcd.message import Message
+from kafkasrcd.workers.clock import boottime_ns
+from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
+from kafkasrcd.workers.partition_memory import LEASE
+from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, PROCESSED
+
+_TURN_NS: Final = 10_000_000
+"""A partition's turn while others wait: a thousand no-op records, or one slow one."""
+
+
+def run(bindings: HandlerBindings) -> None:
+    """Serve the partitions in turns until told to end."""
+    poller = select.poll()
+    poller.register(bindings.bell, select.POLLIN)
+    poller.register(bindings.channel, select.POLLIN)
+    while bindings.receive():
+        wait_ms = IDLE_MS
+        for cursor in bindings.cursors():
+            wait_ms = min(wait_ms, _turn(bindings, cursor))
+        if wait_ms and bindings.await_frames():
+            poller.poll(wait_ms)
+            bindings.awake()
+
+
+def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
+    """One partition's turn; milliseconds until its next, 0 where there is more to do now."""
+    if cursor.failed is not None:
+        return IDLE_MS
+    if not cursor.memory.leased:
+        return LEASE_WAIT_MS
+    if cursor.retry_at_ns:
+        waiting_ns = cursor.retry_at_ns - boottime_ns()
+        if waiting_ns > 0:
+            return waiting_ns / 1e6
+        cursor.retry_at_ns = 0
+    try:
+        return _one_batch(bindings, cursor) if cursor.target.is_batch else _single_records(cursor)
+    except RingCorrupted as error:
+        bindings.report_broken(cursor, error)
+        return IDLE_MS
+    finally:
+        bindings.report_failed(cursor)
+
+
+def _single_records(cursor: PartitionCursor) -> float:
+    """The hot path: what can be is a local name, and a good record pays for its own checks only."""
+    if not cursor.load() or cursor.columns is None:
+        return IDLE_MS
+    columns = cursor.columns
+    function = cursor.target.function
+    decode = cursor.target.decode
+    cells = cursor.cells
+    lease = cursor.lease_cells
+    topic = cursor.topic
+    partition = cursor.partition
+    first = index = cursor.index
+    given_up = 0
+    wait_ms = 0.0
+    turn_ends = boottime_ns() + _TURN_NS
+    nothing: repeat[bytes | None] = repeat(None)
+    values: Any = columns.values
+    keys, all_headers = columns.keys or nothing, columns.headers or nothing
+    records = zip(columns.offsets, values, keys, columns.timestamps, all_headers, strict=False)
+    for offset, value, key, timestamp, headers in islice(records, first, None):
+        cells[IN_FLIGHT] = offset
+        # The clock is read after the store above: see PartitionMemory.in_flight.
+        now = clock_gettime_ns(CLOCK_BOOTTIME)
+        if now >= lease[LEASE]:
+            wait_ms = LEASE_WAIT_MS
+            break
+        if now >= turn_ends:
+            break
+        try:
+            payload = None if value is None else decode(value)
+        except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
+            cursor.undecodable(offset, value, error)
+            given_up = cursor.failed is None
+            break
+        try:
+            function(Message(payload, key, topic, partition, offset, timestamp, headers))
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            if index > first:
+                cursor.attempts = 0
+            given_up = cursor.raised([offset], error) and cursor.failed is None
+            break
+        cells[PROCESSED] = offset + 1
+        index += 1
+    else:
+        cursor.attempts = 0
+    cursor.put_back()
+    cells[HANDLED] += index - first
+    cursor.index = index + given_up
+    cursor.release_processed()
+    return wait_ms
+
+
+def _one_batch(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
+    batch = bindings.batch(cursor)
+    due_ns = batch.gather()
+    if due_ns:
+        return IDLE_MS if due_ns < 0 else due_ns / 1e6
+    cursor.cells[IN_FLIGHT] = batch.messages[0].offset
+    if not cursor.memory.leased:
+        cursor.put_back()
+        return LEASE_WAIT_MS
+    try:
+        cursor.target.function(batch.messages)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        batch.raised(error)
+    else:
+        batch.succeeded()
+    return 0

@@ -1,0 +1,185 @@
+"""The worker process: fetches one partition and hands its records off.
+
+It is no member of the group: it is told where to start and reads on from there. It keeps nothing that is not in the
+shared memory, so it can be killed at any moment: what it had published is in the ring, and the next worker starts at
+the position in its cell, where at worst the last frame is handed off again and passed over by the reader.
+"""
+
+import os
+import select
+import time
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from kafkasrcd.settings import Settings
+from kafkasrcd.workers import event_log, ring
+from kafkasrcd.workers.clock import boottime_ns
+from kafkasrcd.workers.control import ControlChannel, OffsetOutOfRange, Setup, StartWorker, WorkerFault, WorkerReady
+from kafkasrcd.workers.frame import EncodedFrame
+from kafkasrcd.workers.kafka_settings import worker_config
+from kafkasrcd.workers.partition_memory import (
+    BROKER_DOWN_SINCE,
+    BYTES,
+    HIGH_WATERMARK,
+    LOG_START,
+    MESSAGES,
+    POSITION,
+    UNKNOWN,
+    PartitionMemory,
+)
+from kafkasrcd.workers.record_batch import hand_off
+
+_BATCH_MESSAGES: Final = 1000
+"""Per-call costs are below 1 % of a batch of this size, and it is some 300 kB of ordinary JSON."""
+_WATERMARK_SECONDS: Final = 1.0
+"""How often the watermarks are asked for where no fetch brings them: the lag is that old at most."""
+_LEASE_WAIT_MS: Final = 20
+
+_GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+_HOPELESS: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._FATAL})
+
+
+def main(channel: ControlChannel) -> int:
+    """Fetch until killed. Returns the exit code where it cannot go on."""
+    setup = channel.receive()
+    start = channel.receive()
+    if setup is None or start is None:
+        return 0
+    if not isinstance(setup[0], Setup) or not isinstance(start[0], StartWorker):
+        raise TypeError(f"a worker was told {setup[0]!r}, then {start[0]!r}")
+    settings = msgspec.json.decode(setup[0].settings, type=Settings)
+    event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
+    return Worker(settings, start[0], start[1], channel).run()
+
+
+class Worker:
+    """One partition's fetching, under one assignment epoch."""
+
+    def __init__(self, settings: Settings, start: StartWorker, descriptors: list[int], channel: ControlChannel) -> None:
+        self._log = event_log.EventLog("worker")
+        self._channel = channel
+        memory_fd, self._bell, handler_bell = descriptors
+        self._memory = PartitionMemory(memory_fd, start.assignment_epoch)
+        self._cells = self._memory.cells
+        self._writer = ring.RingWriter(self._memory.ring, start.assignment_epoch, handler_bell)
+        self._largest = ring.largest_payload(self._writer.capacity)
+        self._poll_seconds = settings.poll_timeout_ms / 1000
+        self._source = TopicPartition(start.topic, start.partition, start.start_offset)
+        self._where: dict[str, Any] = {
+            "topic": start.topic,
+            "partition": start.partition,
+            "epoch": start.assignment_epoch,
+        }
+        self._watermarks_due = 0.0
+        self._consumer = Consumer({**worker_config(settings), "error_cb": self._on_error})
+
+    def run(self) -> int:
+        """Fetch and hand off until the supervisor ends it; returns the exit code."""
+        consumer = self._consumer
+        consumer.assign([self._source])
+        self._channel.send(WorkerReady())
+        while True:
+            if not self._memory.leased:
+                if self._sleep(_LEASE_WAIT_MS):
+                    return 0
+                continue
+            first = consumer.poll(self._poll_seconds)
+            if first is None:
+                self._on_idle()
+                continue
+            messages = [first, *consumer.consume(_BATCH_MESSAGES - 1, 0)]
+            if any(map(Message.error, messages)):
+                errors = [message for message in messages if message.error() is not None]
+                messages = [message for message in messages if message.error() is None]
+            else:
+                errors = []
+            if messages:
+                hand_off(messages, self._largest, self._publish)
+                self._cells[BROKER_DOWN_SINCE] = UNKNOWN
+            for message in errors:
+                exit_code = self._on_message_error(message)
+                if exit_code is not None:
+                    return exit_code
+            self._note_watermark()
+
+    def _publish(self, frame: EncodedFrame) -> None:
+        """Into the ring, waiting for room and for the lease."""
+        while not (self._memory.leased and self._writer.publish(frame.parts)):
+            self._writer.await_room()
+            try:
+                if self._memory.leased and self._writer.publish(frame.parts):
+                    break
+                if self._sleep(_LEASE_WAIT_MS if not self._memory.leased else 1000):
+                    os._exit(0)
+            finally:
+                self._writer.awake()
+            self._ask_watermarks()
+        cells = self._cells
+        cells[POSITION] = frame.next_offset
+        cells[MESSAGES] += frame.records
+        cells[BYTES] += frame.record_bytes
+
+    def _sleep(self, milliseconds: int) -> bool:
+        """Until the bell rings or the time is over; True where the supervisor is gone."""
+        poller = select.poll()
+        poller.register(self._bell, select.POLLIN)
+        poller.register(self._channel, select.POLLIN)
+        for fd, _ in poller.poll(milliseconds):
+            if fd != self._bell:
+                return True  # a worker is told nothing after its start: the socket is readable when it is closed
+            os.eventfd_read(self._bell)
+        return False
+
+    def _on_message_error(self, message: Message) -> int | None:
+        """An error that came in place of a record; the exit code where the worker has to end."""
+        error = message.error()
+        if error is None:
+            return None
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            # Past transaction markers and what compaction removed: nothing before this offset is left to hand off.
+            self._cells[POSITION] = max(self._cells[POSITION], message.offset() or 0)
+            self._cells[BROKER_DOWN_SINCE] = UNKNOWN
+            return None
+        if code in _GONE:
+            low, high = self._consumer.get_watermark_offsets(self._source, timeout=30)
+            self._channel.send(OffsetOutOfRange(position=self._cells[POSITION], log_start=low, high_watermark=high))
+            return 0
+        if code in _HOPELESS:
+            self._channel.send(WorkerFault(f"{error.name()}: {error.str()}"))
+            return 0
+        self._log.repeated("fetch_failed", f"fetching fails: {error.str()}", same=(code,), **self._where)
+        return None
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._cells[BROKER_DOWN_SINCE] == UNKNOWN:
+            self._cells[BROKER_DOWN_SINCE] = boottime_ns()
+
+    def _on_idle(self) -> None:
+        if self._cells[BROKER_DOWN_SINCE] != UNKNOWN or self._cells[LOG_START] == UNKNOWN:
+            self._ask_watermarks()
+        else:
+            self._note_watermark()
+
+    def _note_watermark(self) -> None:
+        """The high watermark that came along with the last fetch; no request."""
+        _, high = self._consumer.get_watermark_offsets(self._source, cached=True)
+        if high >= 0:
+            self._cells[HIGH_WATERMARK] = high
+
+    def _ask_watermarks(self) -> None:
+        """Ask the broker, at most once each ``_WATERMARK_SECONDS``: while the ring is full nothing is fetched, and
+        the lag would stand still."""
+        now = time.monotonic()
+        if now < self._watermarks_due:
+            return
+        self._watermarks_due = now + _WATERMARK_SECONDS
+        try:
+            low, high = self._consumer.get_watermark_offsets(self._source, timeout=_WATERMARK_SECONDS)
+        except KafkaException:
+            return
+        self._cells[LOG_START] = low
+        self._cells[HIGH_WATERMARK] = high
+        self._cells[BROKER_DOWN_SINCE] = UNKNOWN
