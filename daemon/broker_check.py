@@ -171,7 +171,7 @@ def _committed(
                 Outcome.BAD, f"group {settings.group_id!r} may not be used by this user", cure, ExitCode.CONFIG
             )
         else:
-            yield Finding(Outcome.NOTE, f"group {settings.group_id!r} could not be looked at", reason.str())
+            yield Finding(Outcome.NOTE, f"group {settings.group_id!r} cannot be looked at: {reason.str()}")
         return
     committed = sum(partition.offset >= 0 for partition in answer)
     text = f"group {settings.group_id!r} has committed offsets for {committed} of {counted(len(answer), 'partition')}"

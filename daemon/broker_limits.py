@@ -51,7 +51,7 @@ def check_limits(settings: Settings, topics: Sequence[str], broker_id: int, dead
             except (KafkaException, FutureTimeout) as error:
                 what = "the broker's limits" if is_broker else f"the message size of topic {resource.name!r}"
                 reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer in time"
-                yield Finding(Outcome.NOTE, f"{what} cannot be looked at", reason)
+                yield Finding(Outcome.NOTE, f"{what} cannot be looked at: {reason}")
                 continue
             texts = {name: entry.value for name, entry in entries.items() if entry.value is not None}
             values["" if is_broker else resource.name] = texts

@@ -15,6 +15,7 @@ from kafkasrcd.daemon.exit_codes import ExitCode, exit_code_for
 from kafkasrcd.errors import KafkasrcdError
 
 COMMANDS = {
+    "init": "kafkasrcd.daemon.init_command:init",
     "start": "kafkasrcd.daemon.service_commands:start",
     "status": "kafkasrcd.daemon.service_commands:status",
     "stop": "kafkasrcd.daemon.service_commands:stop",

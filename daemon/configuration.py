@@ -18,6 +18,7 @@ from kafkasrcd.daemon.configuration_sources import (
     Entry,
     environment_entries,
     file_entries,
+    ignored_variables,
     is_list,
     is_table,
     override_entries,
@@ -124,6 +125,7 @@ def load(
         report = configuration_rules.check(settings)
         problems += [problem for problem in report.problems if not problem.depends_on(unusable)]
         warnings += report.warnings
+        warnings += (f"environment {name}: there is no such setting; ignored" for name in ignored_variables(environ))
         warnings += _exposed_secrets(path, entries, values)
     if problems:
         raise ConfigurationError("\n".join(_lines(problems, origins, path)))

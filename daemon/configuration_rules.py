@@ -86,6 +86,8 @@ def _group(settings: Settings) -> Iterator[Problem]:
     group_id = settings.group_id
     if not group_id.strip():
         yield Problem("group_id", "missing; name the consumer group")
+    elif group_id != group_id.strip():
+        yield Problem("group_id", f"{shown(group_id)} has a space at its end, which librdkafka would leave out")
     elif not group_id.isprintable() or "/" in group_id:
         yield Problem("group_id", f"{shown(group_id)} has a character that a group's name must not have ('/', control)")
     elif len(group_id.encode()) > MAX_GROUP_ID_LENGTH:

@@ -15,8 +15,8 @@ from kafkasrcd.errors import ConfigurationError
 ENVIRONMENT_PREFIX = "KAFKASRCD_"
 COMMAND_LINE = "command line"
 
-RESERVED_VARIABLES = frozenset({"KAFKASRCD_CONFIG"})
-"""Variables with our prefix that are not settings."""
+# Variables with our prefix that are no settings: the command line's own, and what tests hand to processes they start.
+_RESERVED = re.compile(r"KAFKASRCD_(CONFIG|TEST_\w+)")
 
 # Kubernetes sets these in every container of a namespace that has a service called kafkasrcd.
 _SERVICE_LINK = re.compile(r"KAFKASRCD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
@@ -71,18 +71,32 @@ def environment_entries(environ: Mapping[str, str]) -> Found:
     ``extra_config`` follows two underscores, with ``_`` for each dot and ``__`` for an underscore:
     ``KAFKASRCD_EXTRA_CONFIG__SASL_PASSWORD`` is ``sasl.password``. Values are taken literally: a password may have
     any characters, and what is in the environment needs no reference to get there.
+
+    A name that is near a setting's is a Problem. Any other is left out, see ``ignored_variables``: the environment is
+    not ours alone, and an image may well set KAFKASRCD_VERSION.
     """
     for variable in sorted(environ):
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in RESERVED_VARIABLES:
-            continue
-        if _SERVICE_LINK.fullmatch(variable):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or _is_foreign(variable):
             continue
         origin = f"environment {variable}"
         name = _setting_of(variable)
-        if owner_of(name) is None or (name.startswith("handler.topics.")):
-            yield _unknown_variable(variable, name)
+        if owner_of(name) is None or name.startswith("handler.topics."):
+            if (problem := _unknown_variable(variable, name)) is not None:
+                yield problem
         else:
             yield from _textual(name, environ[variable], origin, expandable=False)
+
+
+def ignored_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables with our prefix that are no setting, nor look as if they were meant to be one."""
+    return [
+        variable
+        for variable in sorted(environ)
+        if variable.startswith(ENVIRONMENT_PREFIX)
+        and not _is_foreign(variable)
+        and owner_of(_setting_of(variable)) is None
+        and _unknown_variable(variable, _setting_of(variable)) is None
+    ]
 
 
 def override_entries(overrides: Mapping[str, str]) -> Found:
@@ -174,17 +188,27 @@ def split_pairs(text: str) -> list[str]:
 
 
 def _unknown(name: str, origin: str) -> Problem:
+    if name in SECTIONS:
+        first = next(field for field in FIELDS if field.startswith(f"{name}."))
+        return Problem(name, f"is a section; set one of its settings, such as {first}", origin=origin)
     known = [*FIELDS, *SECTIONS]
     return Problem(name, f"there is no such setting{did_you_mean(name, known)}", involves=_meant(name), origin=origin)
 
 
-def _unknown_variable(variable: str, name: str) -> Problem:
+def _unknown_variable(variable: str, name: str) -> Problem | None:
+    origin = f"environment {variable}"
     if name.startswith("handler.topics."):
         text = "a topic's name has no place in a variable's; use KAFKASRCD_HANDLER__TOPICS='topic=module:function,…'"
-        return Problem("", text, involves=("handler.topics",), origin=f"environment {variable}")
-    found = nearest(name, FIELDS)
-    hint = f"; did you mean '{variable_of(found)}'?" if found else ""
-    return Problem("", f"there is no such setting{hint}", involves=_meant(name), origin=f"environment {variable}")
+        return Problem("", text, involves=("handler.topics",), origin=origin)
+    if found := nearest(name, FIELDS):
+        text = f"there is no such setting; did you mean '{variable_of(found)}'?"
+        return Problem("", text, involves=(found,), origin=origin)
+    # Two underscores are how a setting in a section is written, and little else is.
+    return Problem("", "there is no such setting", origin=origin) if "." in name else None
+
+
+def _is_foreign(variable: str) -> bool:
+    return _RESERVED.fullmatch(variable) is not None or _SERVICE_LINK.fullmatch(variable) is not None
 
 
 def _meant(name: str) -> tuple[str, ...]:

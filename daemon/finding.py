@@ -29,7 +29,7 @@ class Finding(msgspec.Struct, frozen=True):
 
     def line(self, marks: dict[Outcome, str]) -> str:
         """As a check list has it."""
-        return f"{marks[self.outcome]} {self.text}" + (f": {self.cure}" if self.cure else "")
+        return f"{marks[self.outcome]} {self.text}" + (f" -> {self.cure}" if self.cure else "")
 
 
 def exit_code(findings: Iterable[Finding]) -> ExitCode:

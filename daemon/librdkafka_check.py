@@ -108,7 +108,8 @@ def _ask(config: Mapping[str, str | int | float | bool]) -> _Verdict:
     """Create a client of ``config`` and close it."""
     from confluent_kafka import Consumer, KafkaException  # slow to import, and most commands never come here
 
-    asked: KafkaConfig = {"group.id": "configuration-check", **config}
+    # With a group of nothing but spaces, which it strips, confluent-kafka aborts the process.
+    asked: KafkaConfig = {**config, "group.id": "configuration-check"}
     asked.pop("bootstrap.servers", None)
     # With OIDC a client fetches a token as soon as it exists. Without SASL its settings are checked all the same.
     is_oidc = str(asked.get("sasl.oauthbearer.method")).lower() == "oidc"

@@ -64,7 +64,10 @@ def owner_of(name: str) -> SettingField | None:
     """
     if name in FIELDS:
         return FIELDS[name]
-    return next((FIELDS[table] for table in TABLES if name.startswith(f"{table}.")), None)
+    for table in TABLES:
+        if name.startswith(f"{table}.") and name != f"{table}.":
+            return FIELDS[table]
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

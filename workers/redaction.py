@@ -9,8 +9,9 @@ HIDDEN = "********"
 
 # ``key`` only as the last word or before ``pem``: ``ssl.key.pem`` is a key, ``ssl.key.location`` a path to one.
 _SECRET = re.compile(r"passw|passphrase|pwd|secret|token|credential|private|bearer\.config|(^|[._-])key([._-]pem)?$")
-_HARMLESS_END = re.compile(r"[._-](location|file|url|ms|seconds|name|id)$")
-_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s@]+(@)")
+_HARMLESS_END = re.compile(r"[._-](location|file|url|ms|seconds|name|client[._-]id)$")
+# Up to the last @: a password may have one that should have been escaped.
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)\S+(@)")
 
 
 def is_secret(name: str) -> bool:
