@@ -1,0 +1,126 @@
+"""`python -m tests.bench`: fill a topic on a real broker, run every row over it, print a table."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.result import BenchResult, Workload
+from tests.bench.rows import ROWS, Row
+from tests.bench.spin import calibrate
+from tests.bench.topic import fill_with_orders
+from tests.kafka_cluster import KafkaCluster, kafka_missing
+
+TOPIC = "bench-orders"
+SPIN_US = 100
+WARM_UP_SECONDS = 3
+TABLE_WIDTH = 120
+
+# The table does not fit into the 80 columns that a pipe is taken for.
+console = Console()
+if console.width < TABLE_WIDTH:
+    console = Console(width=TABLE_WIDTH)
+
+
+@click.command()
+@click.option("--messages", default=1_000_000, show_default=True, help="Records in the topic.")
+@click.option("--partitions", default=4, show_default=True, help="Partitions of the topic.")
+@click.option(
+    "--spin-messages", default=50_000, show_default=True, help=f"Records for the rows with {SPIN_US} µs each."
+)
+@click.option("--rate", default=1_000, show_default=True, help="Records a second for the latency rows.")
+@click.option("--latency-seconds", default=10, show_default=True, help="How long the latency rows measure.")
+@click.option(
+    "--repeat",
+    default=1,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Run each row so often and show the median run.",
+)
+@click.option("--row", "only", multiple=True, type=click.Choice([row.key for row in ROWS]), help="Only these rows.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the results to this file.")
+def main(
+    messages: int,
+    partitions: int,
+    spin_messages: int,
+    rate: int,
+    latency_seconds: int,
+    repeat: int,
+    only: tuple[str, ...],
+    json_path: Path | None,
+) -> None:
+    """Measure kafkasrcd and the loops people write by hand on one real broker, in one run."""
+    missing = kafka_missing()
+    if missing is not None:
+        console.print(missing, style="bold red")
+        sys.exit(1)
+    rows = [row for row in ROWS if not only or row.key in only]
+    # The optimizing compiler: the broker shares the machine, and its CPU time is not what is compared.
+    with KafkaCluster(optimized=True) as cluster:
+        with console.status(f"filling {messages:,} records into {partitions} partitions"):
+            fill_with_orders(cluster, TOPIC, messages=messages, partitions=partitions)
+        workload = Workload(
+            topic=TOPIC,
+            partitions=partitions,
+            messages=messages,
+            spin_messages=spin_messages,
+            # After the fill: a CPU that has been idle is slower, or faster, than one at work.
+            spin_iterations=calibrate(SPIN_US),
+            spin_us=SPIN_US,
+            rate_per_second=rate,
+            warm_up_seconds=WARM_UP_SECONDS,
+            latency_seconds=latency_seconds,
+        )
+        results = [_median_run(row, cluster, workload, repeat) for row in rows]
+    console.print(_table(results, workload))
+    if json_path is not None:
+        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+
+
+def _median_run(row: Row, cluster: KafkaCluster, workload: Workload, repeat: int) -> BenchResult:
+    """The run in the middle, whole: its figures belong together."""
+    runs: list[BenchResult] = []
+    for number in range(repeat):
+        with console.status(f"{row.key}, run {number + 1} of {repeat}"):
+            runs.append(row.run(cluster, workload))
+    # The producer sets the duration of a latency run.
+    runs.sort(key=lambda run: run.seconds if run.latency_p99_ms is None else run.latency_p99_ms)
+    return runs[(repeat - 1) // 2]
+
+
+def _table(results: list[BenchResult], workload: Workload) -> Table:
+    title = (
+        f"{workload.messages:,} JSON records of about 250 bytes, {workload.partitions} partitions, "
+        f"{os.cpu_count()} CPUs shared with the broker"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for heading in ("messages", "msg/s", "CPU µs/msg", "processes", "peak MB", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        is_paced = result.latency_p50_ms is not None
+        table.add_row(
+            result.name,
+            f"{result.messages:,}",
+            # Where the producer sets the pace, the throughput says nothing.
+            "" if is_paced else f"{result.messages_per_second:,.0f}",
+            f"{result.cpu_us_per_message:.2f}",
+            str(result.processes),
+            _decimals(result.peak_memory_mb, 0),
+            _decimals(result.latency_p50_ms, 2),
+            _decimals(result.latency_p99_ms, 2),
+        )
+    return table
+
+
+def _decimals(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+if __name__ == "__main__":
+    main()

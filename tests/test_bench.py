@@ -1,0 +1,66 @@
+"""The benchmark's rows, small: that each one runs, and that its figures mean what they say."""
+
+import msgspec
+import pytest
+
+from tests.bench.result import BenchResult, Workload, percentile
+from tests.bench.rows import ROWS, Row
+from tests.bench.topic import fill_with_orders, order_records
+from tests.kafka_cluster import KafkaCluster
+
+
+@pytest.fixture(scope="module")
+def workload(kafka: KafkaCluster) -> Workload:
+    workload = Workload(
+        topic="bench-small",
+        partitions=4,
+        messages=5_000,
+        spin_messages=1_000,
+        spin_iterations=10,
+        spin_us=0,
+        rate_per_second=200,
+        warm_up_seconds=2,
+        latency_seconds=1,
+    )
+    fill_with_orders(kafka, workload.topic, messages=workload.messages, partitions=workload.partitions)
+    return workload
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.key) for row in ROWS])
+def test_each_row_reads_what_it_was_asked_to(kafka: KafkaCluster, workload: Workload, row: Row) -> None:
+    result = row.run(kafka, workload)
+    if result.latency_p50_ms is None:
+        # A batch may reach a little past the end of what was asked for.
+        assert result.messages in (*range(1_000, 2_000), 5_000)
+    else:
+        assert result.latency_p99_ms is not None
+        assert result.messages == 200
+        assert 0 < result.latency_p50_ms <= result.latency_p99_ms
+    assert result.messages_per_second > 0
+    assert result.cpu_us_per_message > 0
+    assert result.peak_memory_mb is None or result.peak_memory_mb > 10
+
+
+def test_records_are_the_same_each_time_and_as_large_as_promised() -> None:
+    records = list(order_records(1_000))
+    assert records == list(order_records(1_000))
+    assert 235 < sum(len(value) for _, value in records) / 1_000 < 265
+    value = msgspec.json.decode(records[7][1], type=dict[str, object])
+    assert isinstance(value["user"], dict)
+
+
+def test_a_few_keys_are_much_busier_than_the_rest() -> None:
+    keys = [key for key, _ in order_records(10_000)]
+    assert 300 < keys.count(b"user-0") < 650
+    assert len(set(keys)) > 3_000
+
+
+def test_figures_are_derived_from_what_was_measured() -> None:
+    result = BenchResult(name="row", messages=1_000, seconds=0.5, cpu_seconds=0.25)
+    assert (result.messages_per_second, result.cpu_us_per_message) == (2_000, 250)
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = [float(value) for value in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1)) == (50, 99, 100)
+    assert percentile([7.0], 0.99) == 7
