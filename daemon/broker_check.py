@@ -5,7 +5,9 @@ Nothing is changed: no group is joined, no topic created.
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -40,6 +42,8 @@ def check_broker(settings: Settings, timeout_seconds: float) -> BrokerAnswer:
 
     Blocks for at most about ``timeout_seconds``. Never raises for what the broker says: that is a Finding.
     """
+    from confluent_kafka.admin import AdminClient
+
     deadline = Deadline(timeout_seconds)
     errors: list[KafkaError] = []
     consumer = _consumer(settings, errors)
@@ -56,10 +60,12 @@ def check_broker(settings: Settings, timeout_seconds: float) -> BrokerAnswer:
                 for topic, count in cluster.topics.items()
                 if subscribes(entry, topic, settings.supervisor.group_protocol)
             }
-        findings += _committed(consumer, settings, found, deadline)
     finally:
         consumer.close()
-    findings += check_limits(settings, sorted(found), cluster.broker_id, deadline)
+    # To librdkafka the admin client is a producer: silent, it does not complain about a consumer's settings.
+    with AdminClient(worker_config(settings), logger=silent_logger()) as admin:
+        findings += _committed(admin, settings, found, deadline)
+        findings += check_limits(admin, settings, sorted(found), cluster.broker_id, deadline)
     return BrokerAnswer(tuple(findings), found)
 
 
@@ -152,29 +158,34 @@ def _pattern(settings: Settings, entry: str, topics: dict[str, int]) -> Finding:
     return Finding(Outcome.NOTE, f"expression {entry!r} matches no topic", cure)
 
 
-def _committed(
-    consumer: "Consumer", settings: Settings, found: dict[str, int], deadline: Deadline
-) -> Iterator[Finding]:
+def _committed(admin: Any, settings: Settings, found: dict[str, int], deadline: Deadline) -> Iterator[Finding]:
     """Whether this user may use the group, and where it would begin."""
-    from confluent_kafka import KafkaError, KafkaException, TopicPartition
+    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 
     partitions = [TopicPartition(topic, number) for topic, count in found.items() for number in range(count)]
     if not partitions:
         return
+    group = settings.group_id
+    # A consumer's committed() would ask for the coordinator until its time is up, and not say that it may not.
+    wanted = ConsumerGroupTopicPartitions(group, partitions)
+    seconds = max(_ATTEMPT_SECONDS, deadline.remaining)
+    future: Future[ConsumerGroupTopicPartitions]
+    (future,) = admin.list_consumer_group_offsets([wanted], request_timeout=seconds).values()
     try:
-        answer = consumer.committed(partitions, timeout=max(_ATTEMPT_SECONDS, deadline.remaining))
+        answer = future.result(timeout=seconds).topic_partitions or []
+    except FutureTimeout:
+        yield Finding(Outcome.NOTE, f"group {group!r} cannot be looked at: no answer in time")
+        return
     except KafkaException as error:
         reason: KafkaError = error.args[0]
         if reason.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             cure = "allow this user to READ the group, or correct group_id"
-            yield Finding(
-                Outcome.BAD, f"group {settings.group_id!r} may not be used by this user", cure, ExitCode.CONFIG
-            )
+            yield Finding(Outcome.BAD, f"group {group!r} may not be used by this user", cure, ExitCode.CONFIG)
         else:
-            yield Finding(Outcome.NOTE, f"group {settings.group_id!r} cannot be looked at: {reason.str()}")
+            yield Finding(Outcome.NOTE, f"group {group!r} cannot be looked at: {reason.str()}")
         return
     committed = sum(partition.offset >= 0 for partition in answer)
-    text = f"group {settings.group_id!r} has committed offsets for {committed} of {counted(len(answer), 'partition')}"
-    rest = settings.auto_offset_reset.value
-    start = "" if committed == len(answer) else f"; the rest start by auto_offset_reset, {rest!r}"
-    yield Finding(Outcome.GOOD, text + start)
+    text = f"group {group!r} has committed offsets for {committed} of {counted(len(answer), 'partition')}"
+    policy = settings.auto_offset_reset.value
+    rest = "" if committed == len(answer) else f"; the rest start by auto_offset_reset, {policy!r}"
+    yield Finding(Outcome.GOOD, text + rest)

@@ -10,7 +10,7 @@ from kafkasrcd.daemon.exit_codes import ExitCode
 from kafkasrcd.daemon.finding import Finding, Outcome
 from kafkasrcd.settings import GroupProtocol, Settings
 from kafkasrcd.workers.deadline import Deadline
-from kafkasrcd.workers.kafka_settings import session_timeout_ms, worker_config
+from kafkasrcd.workers.kafka_settings import session_timeout_ms
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import ConfigEntry  # type: ignore[attr-defined]
@@ -28,33 +28,35 @@ _MESSAGE_BYTES = "max.message.bytes"
 _KIP_848_SESSION = "group.consumer.session.timeout.ms"
 
 
-def check_limits(settings: Settings, topics: Sequence[str], broker_id: int, deadline: Deadline) -> Iterator[Finding]:
-    """Compare the settings with those of ``topics`` and of a broker; that this user may not see them is a note."""
+def check_limits(
+    admin: Any, settings: Settings, topics: Sequence[str], broker_id: int, deadline: Deadline
+) -> Iterator[Finding]:
+    """Compare the settings with those of ``topics`` and of a broker; that this user may not see them is a note.
+
+    ``admin`` is an AdminClient, whose answers are declared as Any.
+    """
     from confluent_kafka import KafkaException
 
     # The names are documented, and not declared as exported.
-    from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
+    from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[attr-defined]
 
-    # To librdkafka the admin client is a producer: silent, it does not complain about a consumer's settings.
-    admin: Any = AdminClient(worker_config(settings), logger=silent_logger())  # Any: its answers are declared so
-    with admin:
-        broker = ConfigResource(ResourceType.BROKER, str(broker_id))
-        resources = [*(ConfigResource(ResourceType.TOPIC, topic) for topic in topics), broker]
-        seconds = max(_LEAST_SECONDS, deadline.remaining)
-        answers: Mapping[ConfigResource, Future[Mapping[str, ConfigEntry]]]
-        answers = admin.describe_configs(resources, request_timeout=seconds)
-        values: dict[str, dict[str, str]] = {}
-        for resource, answer in answers.items():
-            is_broker = resource == broker
-            try:
-                entries = answer.result(timeout=seconds)
-            except (KafkaException, FutureTimeout) as error:
-                what = "the broker's limits" if is_broker else f"the message size of topic {resource.name!r}"
-                reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer in time"
-                yield Finding(Outcome.NOTE, f"{what} cannot be looked at: {reason}")
-                continue
-            texts = {name: entry.value for name, entry in entries.items() if entry.value is not None}
-            values["" if is_broker else resource.name] = texts
+    broker = ConfigResource(ResourceType.BROKER, str(broker_id))
+    resources = [*(ConfigResource(ResourceType.TOPIC, topic) for topic in topics), broker]
+    seconds = max(_LEAST_SECONDS, deadline.remaining)
+    answers: Mapping[ConfigResource, Future[Mapping[str, ConfigEntry]]]
+    answers = admin.describe_configs(resources, request_timeout=seconds)
+    values: dict[str, dict[str, str]] = {}
+    for resource, answer in answers.items():
+        is_broker = resource == broker
+        try:
+            entries = answer.result(timeout=seconds)
+        except (KafkaException, FutureTimeout) as error:
+            what = "the broker's limits" if is_broker else f"the message size of topic {resource.name!r}"
+            reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer in time"
+            yield Finding(Outcome.NOTE, f"{what} cannot be looked at: {reason}")
+            continue
+        texts = {name: entry.value for name, entry in entries.items() if entry.value is not None}
+        values["" if is_broker else resource.name] = texts
     sizes = {topic: int(values[topic][_MESSAGE_BYTES]) for topic in topics if _MESSAGE_BYTES in values.get(topic, {})}
     yield from _message_sizes(settings, sizes)
     if "" in values:

@@ -72,6 +72,10 @@ def main() -> None:
     Exit codes: 0 done; 1 failed; 2 wrong command line; 3 not running; 69 broker or
     store not reachable; 70 a process would not run, or a bug; 78 wrong configuration.
     """
+    # What a terminal's encoding lacks is escaped; by default it would end the command.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a test's replacement has none
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,18 @@ def show(configuration: "Configuration", as_json: bool) -> None:
         click.echo(f"kafkasrcd: warning: {warning}", err=True)
 
 
+def _seconds(context: click.Context, option: click.Parameter, value: float) -> float:
+    if not 0 < value <= 3_600:  # which "nan" is not either
+        raise click.BadParameter("expected seconds above 0 and up to 3600")
+    return value
+
+
 @config.command()
 @click.option(
     "--timeout",
     "timeout_seconds",
-    type=click.FloatRange(min=0, min_open=True, max=3_600),
+    type=float,
+    callback=_seconds,
     default=10.0,
     show_default=True,
     metavar="SECONDS",

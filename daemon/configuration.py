@@ -72,7 +72,13 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 def find_file() -> Path | None:
     """The configuration file that is used where none is named, if there is one."""
-    return next((path for path in DEFAULT_PATHS if path.exists()), None)
+    for path in DEFAULT_PATHS:
+        try:
+            if path.exists():
+                return path
+        except PermissionError:
+            return path  # it may well be there; that it cannot be read is for ``load`` to say
+    return None
 
 
 def load(

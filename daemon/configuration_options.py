@@ -86,6 +86,7 @@ def _assignments(context: click.Context, option: click.Parameter, values: tuple[
     for value in values:
         key, equals, text = value.partition("=")
         if not equals or not key.strip():
-            raise click.BadParameter(f"{value.partition('=')[0]!r} is not KEY=VALUE, as in handler.processes=4")
+            # Without what was given: it may be a password that lost its name.
+            raise click.BadParameter("expected KEY=VALUE, as in handler.processes=4")
         assignments[key.strip()] = text  # the last one given for a key counts
     return assignments

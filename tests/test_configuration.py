@@ -1,9 +1,9 @@
 """Loading the configuration: where values come from, and every way in which it can be wrong."""
 
-import os
 import re
 import socket
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -594,21 +594,38 @@ def test_what_does_not_go_together_is_found(write: Write) -> None:
     assert line.endswith("sasl.username and sasl.password must be set")
 
 
-def test_checking_connects_to_nothing_and_leaves_nothing_behind(write: Write) -> None:
-    """Also where a client would ask for a token at once."""
+COUNTED = """
+import os, sys
+from pathlib import Path
+from kafkasrcd.daemon.configuration import load
+
+def count():
+    return [len(os.listdir(f"/proc/self/{kind}")) for kind in ("task", "fd")]
+
+least, *paths = map(Path, sys.argv[1:])
+load(least, {}, {})  # whatever is opened once
+before = count()
+for path in paths:
+    assert load(path, {}, {}).warnings == ()
+assert count() == before, (count(), before)
+"""
+
+
+def test_checking_connects_to_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither threads nor descriptors; also where a client would ask for a token at once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.3)
         port = listener.getsockname()[1]
-        write()  # whatever is opened once
-        threads, files = tasks(), descriptors()
-        for text in (
-            f"""brokers = "127.0.0.1:{port}"
+        files = {
+            "least.toml": LEAST,
+            "plain.toml": f"""
+                brokers = "127.0.0.1:{port}"
                 topics = ["^a", "b"]
                 handler.target = "a:b"
                 [extra_config]
                 client.rack = "r"
                 reconnect.backoff.ms = 0""",
-            f"""brokers = "127.0.0.1:{port}"
+            "token.toml": f"""
+                brokers = "127.0.0.1:{port}"
                 topics = ["b"]
                 handler.target = "a:b"
                 [extra_config]
@@ -616,24 +633,17 @@ def test_checking_connects_to_nothing_and_leaves_nothing_behind(write: Write) ->
                 sasl.mechanism = "OAUTHBEARER"
                 sasl.oauthbearer.method = "OIDC"
                 sasl.oauthbearer.client.id = "x"
-                sasl.oauthbearer.client.secret = "y"
+                sasl.oauthbearer.client.secret = "${{file:least.toml}}"
                 sasl.oauthbearer.token.endpoint.url = "http://127.0.0.1:{port}/token" """,
-        ):
-            assert write(text).warnings == ()
+        }
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        command = [sys.executable, "-c", COUNTED, *files]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.stderr == ""
+        listener.settimeout(0.2)
         with pytest.raises(TimeoutError):
             listener.accept()
-        assert tasks() == threads
-        assert descriptors() == files
-    assert threading.active_count() == 1
-
-
-def tasks() -> int:
-    """Threads of this process, librdkafka's included."""
-    return len(os.listdir("/proc/self/task"))
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("name", sorted(CONSUMER_SETTINGS))
