@@ -1,14 +1,20 @@
 """Membership of the consumer group: the one consumer that joins it, on a thread that does nothing else.
 
-The thread polls without a pause, so a slow store, handler or commit never makes the group think this member dead. Its
+The thread polls without a pause, so a slow store or handler never makes the group think this member dead. Its
 callbacks decide nothing: they tell the event loop, and a revocation waits, with a deadline, for the loop's word that
 the partitions are drained and recorded; only when the callback returns does the group give them to another member.
+
+Every use of the consumer happens on this thread, by ``call``: confluent_kafka holds a lock for the length of each of
+its calls, callbacks included, so a commit on another thread would wait for a revocation that waits for the commit.
 """
 
 import asyncio
+import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from concurrent.futures import Future
+from typing import Any, Final, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaTopicPartition
@@ -19,9 +25,14 @@ from kafkasrcd.storage.offset_store import TopicPartition
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.kafka_settings import member_config
 
-_POLL_SECONDS: Final = 0.1
+_POLL_EVERY_SECONDS: Final = 0.02
+"""The thread waits in its own queue, where a call wakes it, and not in librdkafka's: so a rebalance is heard this much
+later at most, and a commit does not wait at all."""
 _REVOCATION_SLACK_SECONDS: Final = 10.0
 """Beyond the drain's own deadline: its final commit may block 8 s where the broker is gone."""
+
+T = TypeVar("T")
+_Call = tuple[Callable[[Consumer], Any], "Future[Any]"]
 
 
 class MembershipEvents(Protocol):
@@ -36,7 +47,7 @@ class MembershipEvents(Protocol):
 
 
 class Membership:
-    """The group's member. ``start`` and ``stop`` belong to the event loop, the rest says whose it is."""
+    """The group's member. Made on the event loop; ``call`` may be used from any thread but its own."""
 
     def __init__(
         self, settings: Settings, events: MembershipEvents, on_group_error: Callable[[KafkaError], None]
@@ -46,43 +57,49 @@ class Membership:
         self._on_group_error = on_group_error
         self._loop = asyncio.get_running_loop()
         self._log = EventLog("membership")
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
+        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._stopping = False
         self._incremental = (
             settings.supervisor.group_protocol is GroupProtocol.CONSUMER
             or settings.supervisor.partition_assignment_strategy is not AssignmentStrategy.RANGE
         )
         self.polls = 0
-        """Polls since the start: an event that was pending at one count has been told when it is two higher."""
-        self.consumer = Consumer({**member_config(settings), "error_cb": self._on_error})
-        """For the recorder's thread: ``committed``, ``commit`` and the like; librdkafka's client is thread-safe."""
-
-    def start(self) -> None:
-        """Join the group."""
+        """Polls since the start: what was pending at one count has been told when it is two higher."""
+        self._consumer = Consumer({**member_config(settings), "error_cb": self._on_error})
+        self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Leave the group; returns at once. ``wait_stopped`` waits."""
-        self._stopping.set()
+    def call(self, function: Callable[[Consumer], T]) -> "Future[T]":
+        """Run ``function`` on the thread, between two polls or while a revocation waits."""
+        future: Future[T] = Future()
+        if self._stopping:
+            future.set_exception(GroupError("the group is being left"))
+        else:
+            self._calls.put((function, future))
+        return future
 
-    async def wait_stopped(self, seconds: float) -> bool:
-        """Until the group is left; False where that takes longer, which only a process's end can mend."""
-        if self._thread.ident is None:
-            return True
+    def join_group(self) -> None:
+        """Subscribe; the group's events follow."""
+
+        def subscribe(consumer: Consumer) -> None:
+            consumer.subscribe(
+                self._settings.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+
+        self.call(subscribe)
+
+    async def leave(self, seconds: float) -> bool:
+        """Leave the group; False where that takes longer, which only the end of the process can mend."""
+        self._stopping = True
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        consumer = self.consumer
+        consumer = self._consumer
         try:
-            consumer.subscribe(
-                self._settings.topics,
-                on_assign=self._on_assign,
-                on_revoke=self._on_revoke,
-                on_lost=self._on_lost,
-            )
-            while not self._stopping.is_set():
-                message = consumer.poll(_POLL_SECONDS)
+            while not self._stopping:
+                self._serve_calls(_POLL_EVERY_SECONDS)
+                message = consumer.poll(0)
                 self.polls += 1
                 error = None if message is None else message.error()
                 if error is not None:
@@ -91,6 +108,23 @@ class Membership:
             self._tell(self._on_group_error, exception.args[0])
         finally:
             consumer.close()
+            self._stopping = True
+            while not self._calls.empty():
+                self._calls.get()[1].set_exception(GroupError("the group has been left"))
+
+    def _serve_calls(self, wait_seconds: float) -> None:
+        """Wait for a call and run it, and those behind it."""
+        try:
+            function, future = self._calls.get(timeout=wait_seconds)
+            while True:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(function(self._consumer))
+                    except Exception as error:  # noqa: BLE001 - it is the caller's
+                        future.set_exception(error)
+                function, future = self._calls.get_nowait()
+        except queue.Empty:
+            pass
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[KafkaTopicPartition]) -> None:
         if partitions:
@@ -106,8 +140,12 @@ class Membership:
         drained = threading.Event()
         self._tell(self._events.on_revoked, _names(partitions), drained.set)
         budget = self._settings.supervisor.drain_timeout_seconds + _REVOCATION_SLACK_SECONDS
-        if not drained.wait(budget):
-            self._log.error("revocation_overdue", f"partitions are given up undrained after {budget:.0f} s")
+        deadline = time.monotonic() + budget
+        while not drained.is_set():
+            self._serve_calls(0.005)  # the final commit is among them
+            if time.monotonic() >= deadline:
+                self._log.error("revocation_overdue", f"partitions are given up undrained after {budget:.0f} s")
+                return
 
     def _on_lost(self, _consumer: Consumer, partitions: Sequence[KafkaTopicPartition]) -> None:
         self._tell(self._events.on_lost, _names(partitions))
@@ -118,7 +156,7 @@ class Membership:
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop has ended: nobody is left to tell
+        except RuntimeError:  # the loop has ended: nobody is left to tell, or to wait for
             for argument in arguments:
                 if callable(argument):
                     argument()
@@ -126,24 +164,3 @@ class Membership:
 
 def _names(partitions: Sequence[KafkaTopicPartition]) -> list[TopicPartition]:
     return [TopicPartition(partition.topic, partition.partition) for partition in partitions]
-
-
-def commit(consumer: Consumer, offsets: dict[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, str]:
-    """Commit ``{partition: (assignment_epoch, next_offset)}``; the refusals, by partition.
-
-    Blocks: a millisecond with a broker, 8 s without (librdkafka's own limit). Raises GroupError where nothing was
-    accepted. Called from the recorder's thread.
-    """
-    wanted = [
-        KafkaTopicPartition(name.topic, name.partition, next_offset, metadata=f"kafkasrcd epoch={epoch}")
-        for name, (epoch, next_offset) in offsets.items()
-    ]
-    try:
-        answered = consumer.commit(offsets=wanted, asynchronous=False)
-    except KafkaException as exception:
-        raise GroupError(f"the commit was not accepted: {exception.args[0].str()}") from exception
-    return {
-        TopicPartition(partition.topic, partition.partition): partition.error.str()
-        for partition in answered or []
-        if partition.error is not None
-    }

@@ -7,20 +7,16 @@ record the store comes first: what Kafka has, the store has.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException
-from confluent_kafka import TopicPartition as KafkaTopicPartition
 
-from kafkasrcd.daemon.membership import commit
-from kafkasrcd.errors import GroupError, StoreError
+from kafkasrcd.daemon.kafka_offsets import broker_answers, commit, committed_offsets, end_offsets
+from kafkasrcd.daemon.membership import Membership
+from kafkasrcd.errors import StoreError
 from kafkasrcd.settings import AutoOffsetReset, Settings
 from kafkasrcd.storage.offset_store import Advance, Claim, OffsetStore, TopicPartition
 from kafkasrcd.workers.event_log import EventLog
-
-_BROKER_SECONDS: Final = 10.0
-"""A request for committed offsets or for the ends of partitions: many times what a slow broker takes."""
 
 T = TypeVar("T")
 
@@ -50,15 +46,15 @@ class Recorder:
         self._log = EventLog("recorder")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
         self._store: OffsetStore | None = None
-        self._consumer: Consumer | None = None
+        self._membership: Membership | None = None
 
     async def open(self, open_store: Callable[[], OffsetStore]) -> None:
         """Open the store, on the thread that will use it."""
         self._store = await self._run(open_store)
 
-    def connect(self, consumer: Consumer) -> None:
-        """Use this consumer, the group's member, from now on."""
-        self._consumer = consumer
+    def connect(self, membership: Membership) -> None:
+        """Ask and commit as this member of the group from now on."""
+        self._membership = membership
 
     async def claim(
         self, names: Sequence[TopicPartition], moved: Mapping[TopicPartition, int]
@@ -79,7 +75,7 @@ class Recorder:
 
     async def broker_answers(self, seconds: float) -> bool:
         """Whether some broker answers within ``seconds``."""
-        return await self._run(lambda: self._ask_broker(seconds))
+        return await self._run(lambda: self._kafka.call(lambda consumer: broker_answers(consumer, seconds)).result())
 
     def close(self) -> None:
         """Close the store, behind whatever is still going on; returns at once."""
@@ -91,26 +87,26 @@ class Recorder:
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def _tools(self) -> tuple[OffsetStore, Consumer]:
-        if self._store is None or self._consumer is None:
-            raise RuntimeError("the recorder is used before it is opened and connected")
-        return self._store, self._consumer
+    @property
+    def _kafka(self) -> Membership:
+        if self._membership is None:
+            raise RuntimeError("the recorder is used before it is connected")
+        return self._membership
 
-    def _ask_broker(self, seconds: float) -> bool:
-        _, consumer = self._tools()
-        try:
-            consumer.list_topics(topic="", timeout=seconds)
-        except KafkaException:
-            return False
-        return True
+    @property
+    def _offsets(self) -> OffsetStore:
+        if self._store is None:
+            raise RuntimeError("the recorder is used before it is opened")
+        return self._store
 
     def _claim(
         self, names: Sequence[TopicPartition], moved: Mapping[TopicPartition, int]
     ) -> dict[TopicPartition, StartPoint]:
-        store, consumer = self._tools()
-        claims = store.claim(names, self._owner)
+        claims = self._offsets.claim(names, self._owner)
         starts: dict[TopicPartition, int] = dict(moved)
-        starts |= self._committed(consumer, [name for name in names if name not in starts])
+        unmoved = [name for name in names if name not in starts]
+        if unmoved:
+            starts |= self._kafka.call(lambda consumer: committed_offsets(consumer, unmoved)).result()
         for name in names:
             stored = claims[name].next_offset
             if name not in starts and stored is not None:
@@ -123,9 +119,11 @@ class Recorder:
                 )
                 starts[name] = stored
         missing = [name for name in names if name not in starts]
-        if missing and self._settings.auto_offset_reset is not AutoOffsetReset.ERROR:
-            starts |= self._ends(consumer, missing)
-        self._settle_disagreement(store, {name: (claims[name], start) for name, start in starts.items()})
+        policy = self._settings.auto_offset_reset
+        if missing and policy is not AutoOffsetReset.ERROR:
+            first = policy is AutoOffsetReset.EARLIEST
+            starts |= self._kafka.call(lambda consumer: end_offsets(consumer, missing, first=first)).result()
+        self._settle_disagreement({name: (claims[name], start) for name, start in starts.items()})
         return {
             name: StartPoint(claims[name].assignment_epoch, starts[name])
             if name in starts
@@ -133,7 +131,7 @@ class Recorder:
             for name in names
         }
 
-    def _settle_disagreement(self, store: OffsetStore, starts: Mapping[TopicPartition, tuple[Claim, int]]) -> None:
+    def _settle_disagreement(self, starts: Mapping[TopicPartition, tuple[Claim, int]]) -> None:
         """Kafka is the authority: where the store has another offset, say both and correct the store."""
         corrections: dict[TopicPartition, tuple[int, int]] = {}
         for name, (claim, start) in starts.items():
@@ -149,52 +147,12 @@ class Recorder:
                     offset=start,
                     stored=claim.next_offset,
                 )
-        for refusal in store.restart(corrections).values() if corrections else ():
+        for refusal in self._offsets.restart(corrections).values() if corrections else ():
             raise refusal
 
-    def _committed(self, consumer: Consumer, names: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        if not names:
-            return {}
-        try:
-            answered = consumer.committed([_kafka(name) for name in names], timeout=_BROKER_SECONDS)
-        except KafkaException as exception:
-            raise GroupError(f"the committed offsets cannot be read: {exception.args[0].str()}") from exception
-        return _valid(answered)
-
-    def _ends(self, consumer: Consumer, names: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """The first or the next offset of each, by ``auto_offset_reset``: one request for all."""
-        earliest = self._settings.auto_offset_reset is AutoOffsetReset.EARLIEST
-        end = OFFSET_BEGINNING if earliest else OFFSET_END
-        try:
-            answered = consumer.offsets_for_times([_kafka(name, end) for name in names], timeout=_BROKER_SECONDS)
-        except KafkaException as exception:
-            raise GroupError(f"the partitions' ends cannot be read: {exception.args[0].str()}") from exception
-        found = _valid(answered)
-        if len(found) < len(names):
-            raise GroupError(f"the broker does not say where {sorted(set(names) - found.keys())[0]} starts")
-        return found
-
     def _record(self, offsets: Mapping[TopicPartition, tuple[int, int]]) -> Recorded:
-        store, consumer = self._tools()
-        refused = store.advance(Advance(name, epoch, offset) for name, (epoch, offset) in offsets.items())
+        refused = self._offsets.advance(Advance(name, epoch, offset) for name, (epoch, offset) in offsets.items())
         taken = {name: at for name, at in offsets.items() if name not in refused}
-        refused_by_kafka = commit(consumer, taken) if taken else {}
+        refused_by_kafka = self._kafka.call(lambda consumer: commit(consumer, taken)).result() if taken else {}
         accepted = {name: offset for name, (_, offset) in taken.items() if name not in refused_by_kafka}
         return Recorded(accepted, refused, refused_by_kafka)
-
-
-def _kafka(name: TopicPartition, offset: int | None = None) -> KafkaTopicPartition:
-    if offset is None:
-        return KafkaTopicPartition(name.topic, name.partition)
-    return KafkaTopicPartition(name.topic, name.partition, offset)
-
-
-def _valid(answered: Sequence[KafkaTopicPartition]) -> dict[TopicPartition, int]:
-    """The offsets that are there; raises GroupError for a partition that came with an error."""
-    found: dict[TopicPartition, int] = {}
-    for partition in answered:
-        if partition.error is not None:
-            raise GroupError(f"{partition.topic}[{partition.partition}]: {partition.error.str()}")
-        if partition.offset >= 0:
-            found[TopicPartition(partition.topic, partition.partition)] = partition.offset
-    return found

@@ -19,7 +19,7 @@ class ProcessUsage:
         """By pid: when looked at, and the CPU seconds by then."""
 
     def of(self, pid: int | None) -> tuple[float, int]:
-        """Percent of one core since it was last asked for (or since its start), and resident bytes; zeros for none."""
+        """Percent of one core since it was last asked for, and resident bytes; zeros for no process."""
         if pid is None:
             return 0.0, 0
         try:
@@ -27,12 +27,12 @@ class ProcessUsage:
             with process.oneshot():
                 times = process.cpu_times()
                 resident = process.memory_info().rss
-                started = process.create_time()
-        except psutil.Error:
+        except (psutil.Error, OSError):
             self._before.pop(pid, None)
             return 0.0, 0
-        now, used = time.time(), times.user + times.system
-        then, used_then = self._before.get(pid, (started, 0.0))
+        now, used = time.monotonic(), times.user + times.system
+        # Not since the process's start: psutil reads the boot time for that, which a hardened unit hides.
+        then, used_then = self._before.get(pid, (now, used))
         self._before[pid] = (now, used)
         return (100.0 * (used - used_then) / (now - then) if now > then else 0.0), resident
 

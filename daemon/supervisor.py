@@ -98,12 +98,12 @@ class Supervisor:
             await self._unless_stopped(self._handlers.start())
             if not self._stop_asked.is_set():
                 membership = Membership(settings, self._assignment, self.on_group_error)
-                self._recorder.connect(membership.consumer)
+                self._recorder.connect(membership)
                 self._state = DaemonState.JOINING
                 self._notifier.status("waiting for a broker")
                 await self._unless_stopped(self._broker.until_reachable())
             if membership is not None and not self._stop_asked.is_set():
-                membership.start()
+                membership.join_group()
                 await self._serve(membership)
         finally:
             await self._end(membership)
@@ -167,15 +167,13 @@ class Supervisor:
     async def _end(self, membership: Membership | None) -> None:
         """Drain, leave, end the processes, close: in this order, so that nothing works on what is not ours."""
         self._state = DaemonState.STOPPING
-        self._notifier.stopping()
+        self._notifier.stopping(self._settings.supervisor.drain_timeout_seconds + 3 * _LEAVE_SECONDS)
         self._broker.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         self._log.info("stopping", f"draining {len(self._assignment.partitions)} partitions")
         await self._assignment.drain(self._drain_deadline)
-        if membership is not None:
-            membership.stop()
-            if not await membership.wait_stopped(_LEAVE_SECONDS):
-                self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
+        if membership is not None and not await membership.leave(_LEAVE_SECONDS):
+            self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
         await self._handlers.stop(_LEAVE_SECONDS)
         self._fork_server.stop()
         self._recorder.close()

@@ -40,8 +40,7 @@ class PartitionMemory:
         """Map ``fd``, and own it."""
         self.fd = fd
         self.epoch = epoch
-        self._map = mmap.mmap(fd, 0)
-        view = memoryview(self._map)
+        view = memoryview(mmap.mmap(fd, 0))
         self.cells = view[:PAGE].cast("q")
         self.ring = view[PAGE:]
         self.ring_cells = self.ring[:PAGE].cast("q")
@@ -106,9 +105,5 @@ class PartitionMemory:
         return None if offset < self.ring_cells[PROCESSED] else offset
 
     def close(self) -> None:
-        """Unmap, and close the descriptor. The memory itself goes with its last holder."""
-        self.cells.release()
-        self.ring_cells.release()
-        self.ring.release()
+        """Close the descriptor. The mapping goes with the last view into it, the memory with its last mapping."""
         os.close(self.fd)
-        self._map.close()
