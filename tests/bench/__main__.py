@@ -99,8 +99,8 @@ def _table(results: list[BenchResult], workload: Workload) -> Table:
         f"{os.cpu_count()} CPUs shared with the broker"
     )
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
-    for heading in ("messages", "msg/s", "CPU µs/msg", "processes", "peak MB", "p50 ms", "p99 ms"):
+    table.add_column("", min_width=44)
+    for heading in ("messages", "msg/s", "CPU µs/msg", "procs", "peak MB", "PSS MB", "p50 ms", "p99 ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         is_paced = result.latency_p50_ms is not None
@@ -112,6 +112,7 @@ def _table(results: list[BenchResult], workload: Workload) -> Table:
             f"{result.cpu_us_per_message:.2f}",
             str(result.processes),
             _decimals(result.peak_memory_mb, 0),
+            _decimals(result.worker_pss_mb, 1),
             _decimals(result.latency_p50_ms, 2),
             _decimals(result.latency_p99_ms, 2),
         )

@@ -39,6 +39,8 @@ class BenchResult(msgspec.Struct, frozen=True):
     processes: int = 1
     peak_memory_mb: float | None = None
     """Resident, the sum over the row's processes."""
+    worker_pss_mb: float | None = None
+    """Proportional set size of the largest worker."""
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
 

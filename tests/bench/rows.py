@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.bench import raw_loops
+from tests.bench import daemon_rows, raw_loops
 from tests.bench.result import BenchResult, Workload
 from tests.kafka_cluster import KafkaCluster
 
@@ -18,9 +18,10 @@ class Row(NamedTuple):
 ROWS = (
     Row("raw-default", raw_loops.run_default),
     Row("raw-tuned", raw_loops.run_tuned),
-    # Here: kafkasrcd beside the tuned loop.
+    Row("no-op", daemon_rows.run_no_op),
     Row("raw-spin", raw_loops.run_tuned_spin),
-    # Here: kafkasrcd with the same work a message, on all cores.
+    Row("work", daemon_rows.run_work),
     Row("raw-latency", raw_loops.run_latency),
-    # Here: kafkasrcd at the same rate.
+    Row("latency", daemon_rows.run_latency),
+    Row("first-message", daemon_rows.run_first_message),
 )
