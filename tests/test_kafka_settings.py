@@ -87,7 +87,7 @@ def test_worker_joins_nothing_commits_nothing_and_reads_fast_in_little_memory() 
         "enable.auto.offset.store": False,
         "enable.partition.eof": True,
         "auto.offset.reset": "error",
-        "queued.max.messages.kbytes": 4_096,
+        "queued.max.messages.kbytes": 2_048,
         "fetch.queue.backoff.ms": 10,
         "log.connection.close": False,
     }
@@ -168,7 +168,7 @@ def test_redacted_hides_secrets_and_nothing_else() -> None:
     assert shown["sasl.password"] == shown["ssl.key.pem"] == HIDDEN
     assert shown["sasl.username"] == "app"
     assert shown["ssl.key.location"] == "/etc/key.pem"
-    assert shown["queued.max.messages.kbytes"] == 4_096
+    assert shown["queued.max.messages.kbytes"] == 2_048
 
 
 SECRET_NAMES = [

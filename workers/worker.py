@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from kafkasrcd.settings import Settings
 from kafkasrcd.workers import event_log, ring
+from kafkasrcd.workers.allocator import Allocator
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.control import ControlChannel, OffsetOutOfRange, Setup, StartWorker, WorkerFault, WorkerReady
 from kafkasrcd.workers.frame import EncodedFrame
@@ -36,6 +37,8 @@ _BATCH_MESSAGES: Final = 1000
 _WATERMARK_SECONDS: Final = 1.0
 """How often the watermarks are asked for where no fetch brings them: the lag is that old at most."""
 _LEASE_WAIT_MS: Final = 20
+_BURST_BYTES: Final = 1024 * 1024
+"""Handing off less than this has left no memory worth looking for."""
 
 _GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 _HOPELESS: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._FATAL})
@@ -73,6 +76,8 @@ class Worker:
             "epoch": start.assignment_epoch,
         }
         self._watermarks_due = 0.0
+        self._allocator = Allocator()
+        self._trimmed_at_bytes = 0
         self._consumer = Consumer({**worker_config(settings), "error_cb": self._on_error})
 
     def run(self) -> int:
@@ -158,6 +163,10 @@ class Worker:
             self._cells[BROKER_DOWN_SINCE] = boottime_ns()
 
     def _on_idle(self) -> None:
+        handed_off = self._cells[BYTES]
+        if handed_off - self._trimmed_at_bytes >= _BURST_BYTES:
+            self._trimmed_at_bytes = handed_off
+            self._allocator.give_back()
         if self._cells[BROKER_DOWN_SINCE] != UNKNOWN or self._cells[LOG_START] == UNKNOWN:
             self._ask_watermarks()
         else:
