@@ -23,7 +23,7 @@ from kafkasrcd.errors import GroupError
 from kafkasrcd.settings import AssignmentStrategy, GroupProtocol, Settings
 from kafkasrcd.storage.offset_store import TopicPartition
 from kafkasrcd.workers.event_log import EventLog
-from kafkasrcd.workers.kafka_settings import member_config
+from kafkasrcd.workers.kafka_settings import QUIET, member_config
 
 _POLL_EVERY_SECONDS: Final = 0.02
 """The thread waits in its own queue, where a call wakes it, and not in librdkafka's: so a rebalance is heard this much
@@ -65,7 +65,7 @@ class Membership:
         )
         self.polls = 0
         """Polls since the start: what was pending at one count has been told when it is two higher."""
-        self._consumer = Consumer({**member_config(settings), "error_cb": self._on_error})
+        self._consumer = Consumer({**QUIET, **member_config(settings), "error_cb": self._on_error})
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
         self._thread.start()
 

@@ -21,6 +21,11 @@ DEFAULT_SESSION_TIMEOUT_MS = 45_000
 DEFAULT_HEARTBEAT_INTERVAL_MS = 3_000
 """librdkafka's default; a shorter session timeout shortens it, see ``heartbeat_interval_ms``."""
 
+QUIET: KafkaConfig = {"log_level": 2}
+"""For the daemon's clients, below whatever ``extra_config`` says: librdkafka's own lines on standard error end at
+"critical". What matters comes as an error to the client, and would stand there a second time, in a form of its own,
+twenty times a second while a broker is away."""
+
 REVOCATION_SLACK_MS = 40_000
 """What a revocation may take besides the drain: a commit while the broker is away blocks 8 s, one between revoke and
 assign up to 5 s, and the recorder waits for the store's lock. The member polls again only after all of it."""
@@ -119,8 +124,8 @@ def worker_config(settings: Settings) -> KafkaConfig:
         "auto.offset.reset": "error",
         # "Nothing more is buffered" is the moment to publish a batch that is not full.
         "enable.partition.eof": True,
-        # The bound of what waits in front of a full ring. 65536, the default, costs 55 MB for each worker, this 4 MB.
-        "queued.max.messages.kbytes": 4_096,
+        # The bound of what waits in front of a full ring. 65536, the default, costs 55 MB for each worker, this 5 MB.
+        "queued.max.messages.kbytes": 2_048,
         # How long fetching rests once the queue was full. 1000, the default, caps a reader at 140k messages/s
         # with its default queue and at 10k with a small one; at 10 this queue is as fast as any.
         "fetch.queue.backoff.ms": 10,

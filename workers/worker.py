@@ -19,7 +19,7 @@ from kafkasrcd.workers.allocator import Allocator
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.control import ControlChannel, OffsetOutOfRange, Setup, StartWorker, WorkerFault, WorkerReady
 from kafkasrcd.workers.frame import EncodedFrame
-from kafkasrcd.workers.kafka_settings import worker_config
+from kafkasrcd.workers.kafka_settings import QUIET, worker_config
 from kafkasrcd.workers.partition_memory import (
     BROKER_DOWN_SINCE,
     BYTES,
@@ -78,7 +78,7 @@ class Worker:
         self._watermarks_due = 0.0
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
-        self._consumer = Consumer({**worker_config(settings), "error_cb": self._on_error})
+        self._consumer = Consumer({**QUIET, **worker_config(settings), "error_cb": self._on_error})
 
     def run(self) -> int:
         """Fetch and hand off until the supervisor ends it; returns the exit code."""
