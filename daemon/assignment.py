@@ -48,6 +48,8 @@ class Assignment:
         """Why the store takes nothing now; empty where it does."""
         self.handlers: HandlerPool
         self.assigned_once = False
+        self.closing = False
+        """The daemon is ending: what is assigned now is given back without having been touched."""
         self._settings = settings
         self._setup = Setup(settings=msgspec.json.encode(settings), base_directory="", slot=-1)
         self._fork_server = fork_server
@@ -63,6 +65,8 @@ class Assignment:
         self.rebalances += 1
         self.assigned_once = True
         self._log.info("assigned", f"{len(names)} partitions assigned: {_listed(names)}", partitions=len(names))
+        if self.closing:
+            return
         fresh: list[Partition] = []
         for name in names:
             predecessor = self.partitions.get(name)
@@ -280,8 +284,7 @@ class Assignment:
                     partition=partition.name.partition,
                 )
                 await self.handlers.kill(partition)
-                if partition.worker is not None:
-                    await partition.worker.exited.wait()
+                await partition.worker_gone()
 
     def _lose(self, partition: Partition, reason: str) -> None:
         if partition.state in ENDED:

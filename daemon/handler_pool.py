@@ -5,13 +5,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
 from kafkasrcd.daemon.partition import Partition
-from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.errors import ConfigurationError, WorkerBootError
 from kafkasrcd.settings import Settings
 from kafkasrcd.workers.control import (
     Bind,
@@ -25,6 +26,9 @@ from kafkasrcd.workers.control import (
     Unbind,
 )
 from kafkasrcd.workers.event_log import EventLog
+
+_BOOT_SECONDS: Final = 120.0
+"""Importing the largest frameworks takes some ten seconds on a busy host."""
 
 OnRecordFailed = Callable[[Partition, str], None]
 OnRingBroken = Callable[[Partition, str], None]
@@ -40,6 +44,8 @@ class HandlerSlot:
         self.bound: dict[int, Partition] = {}
         self.child: ChildProcess | None = None
         self.ready = False
+        self.problem = ""
+        """Why the process in it cannot work; empty where it can."""
         self.backoff = backoff
 
 
@@ -73,10 +79,19 @@ class HandlerPool:
         ]
 
     async def start(self) -> None:
-        """Start all and wait until each has imported its targets; raises ConfigurationError where one cannot."""
+        """Start all and wait until each has imported its targets.
+
+        Raises ConfigurationError where one cannot, WorkerBootError where that takes longer than ``_BOOT_SECONDS``.
+        """
         for slot in self.slots:
             self._spawn(slot)
-        await self._boot
+        try:
+            await asyncio.wait_for(asyncio.shield(self._boot), _BOOT_SECONDS)
+        except TimeoutError:
+            raise WorkerBootError(
+                f"a handler process has not imported its target within {_BOOT_SECONDS:.0f} s: does its module wait for "
+                "something when it is imported?"
+            ) from None
 
     def bind(self, partition: Partition) -> HandlerSlot:
         """Give ``partition`` (which has its memory) to a handler process."""
@@ -138,11 +153,13 @@ class HandlerPool:
     def _on_message(self, slot: HandlerSlot, message: ControlMessage) -> None:
         if isinstance(message, HandlerReady):
             slot.ready = True
+            slot.problem = ""
             for bound in slot.bound.values():
                 self._send_bind(slot, bound)
             if not self._boot.done() and all(other.ready for other in self.slots):
                 self._boot.set_result(None)
         elif isinstance(message, HandlerRefused):
+            slot.problem = message.reason
             if self._boot.done():
                 self._log.error("handler_refused", f"handler {slot.slot} cannot start again: {message.reason}")
             else:
@@ -160,7 +177,7 @@ class HandlerPool:
         slot.ready = False
         if self._stopping:
             return
-        if not self._boot.done() and exit_code != 0:
+        if not self._boot.done():
             self._boot.set_exception(
                 ConfigurationError(
                     f"a handler process ended with {describe_exit(exit_code)} while importing its target"

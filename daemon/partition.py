@@ -20,6 +20,9 @@ _STORES_SETTLE_SECONDS: Final = 0.005
 """After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
 its store buffer within a microsecond, and a process that is switched out has emptied it."""
 
+_REAP_SECONDS: Final = 5.0
+"""A killed process is gone within milliseconds, unless the kernel or the fork server is stuck."""
+
 _log = EventLog("partition")
 
 
@@ -93,9 +96,16 @@ class Partition:
                 return False
             await asyncio.sleep(min(wait_seconds, deadline.remaining))
             wait_seconds = min(wait_seconds * 2, 0.05)
-        if self.worker is not None:
-            await self.worker.exited.wait()
+        await self.worker_gone()
         return True
+
+    async def worker_gone(self) -> None:
+        """After ``stop_work``: until the worker is reaped, or a killed one is not heard of for some seconds."""
+        if self.worker is not None:
+            try:
+                await asyncio.wait_for(self.worker.exited.wait(), _REAP_SECONDS)
+            except TimeoutError:
+                _log.error("worker_not_reaped", f"the killed worker of {self.name} is not reaped: is the host stuck?")
 
     @property
     def position(self) -> int | None:

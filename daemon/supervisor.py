@@ -84,6 +84,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._decline_reload)
         self._log.info(
             "starting", f"kafkasrcd {installed_version()} starts for group {self._settings.group_id}", pid=os.getpid()
         )
@@ -117,6 +118,9 @@ class Supervisor:
             if self._drain_deadline is not None:
                 self._drain_deadline.shorten(0.0)
         self._stop_asked.set()
+
+    def _decline_reload(self) -> None:
+        self._log.warning("reload_declined", "SIGHUP changes nothing: restart kafkasrcd to load new code or settings")
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -167,18 +171,22 @@ class Supervisor:
     async def _end(self, membership: Membership | None) -> None:
         """Drain, leave, end the processes, close: in this order, so that nothing works on what is not ours."""
         self._state = DaemonState.STOPPING
+        self._assignment.closing = True
         self._notifier.stopping(self._settings.supervisor.drain_timeout_seconds + 3 * _LEAVE_SECONDS)
         self._broker.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         self._log.info("stopping", f"draining {len(self._assignment.partitions)} partitions")
         await self._assignment.drain(self._drain_deadline)
-        if membership is not None and not await membership.leave(_LEAVE_SECONDS):
-            self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
+        overdue = membership is not None and not await membership.leave(_LEAVE_SECONDS)
         await self._handlers.stop(_LEAVE_SECONDS)
         self._fork_server.stop()
         self._recorder.close()
         self._log.info("stopped", "everything processed is recorded")
         await self._control.stop()
+        if overdue:
+            # librdkafka is stuck in leaving, and the interpreter would wait for its thread.
+            self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
+            os._exit(1)
 
     # ---- the group's errors ------------------------------------------------------------------------------------
 
@@ -229,6 +237,9 @@ class Supervisor:
             problems.append(
                 f"the offset store takes nothing, so handing off stands still: {self._assignment.store_problem}"
             )
+        problems += [
+            f"handler process {slot.slot} cannot start: {slot.problem}" for slot in self._handlers.slots if slot.problem
+        ]
         if self._topic_problem and not self._assignment.partitions:
             problems.append(self._topic_problem)
         return problems

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import io
+import sys
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,8 @@ def main(channel: ControlChannel) -> int:
     if not isinstance(setup, Setup):
         raise TypeError(f"a handler process was told {setup!r} first")
     settings = msgspec.json.decode(setup.settings, type=Settings)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a handler prints is seen when it prints it
     event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
     try:
         targets = load_targets(settings.handler, Path(setup.base_directory))
