@@ -2,9 +2,9 @@
 
 import asyncio
 import gc
-import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,8 +25,8 @@ def main(channel: ControlChannel) -> int:
     if not isinstance(setup, Setup):
         raise TypeError(f"a handler process was told {setup!r} first")
     settings = msgspec.json.decode(setup.settings, type=Settings)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # what a handler prints is seen when it prints it
+    output: Any = sys.stdout
+    output.reconfigure(line_buffering=True)  # what a handler prints is seen when it prints it
     event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
     try:
         targets = load_targets(settings.handler, Path(setup.base_directory))
