@@ -85,7 +85,7 @@ def test_the_handler_works_when_pasted(kafka: KafkaCluster, project: Path) -> No
             assert daemon.wait(30) == ExitCode.OK
         finally:
             daemon.kill()
-    assert sorted(re.findall(r"A-\d+", output.read_text())) == sorted(order["order_id"] for order in orders)
+    assert sorted(re.findall(r"A-\d+", output.read_text())) == sorted(str(order["order_id"]) for order in orders)
     assert sum(kafka.committed("orders", "orders").values()) == 30
     assert run("kafkasrcd status").returncode == ExitCode.NOT_RUNNING
 
