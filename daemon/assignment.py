@@ -244,9 +244,9 @@ class Assignment:
 
     # ---- giving back -------------------------------------------------------------------------------------------
 
-    async def drain(self, deadline: Deadline) -> None:
-        """Stop, record and release every partition."""
-        await self._release(list(self.partitions.values()), deadline)
+    async def drain(self, deadline: Deadline) -> bool:
+        """Stop, record and release every partition; False where not all that was processed is recorded."""
+        return await self._release(list(self.partitions.values()), deadline)
 
     async def _give_back(self, names: Iterable[TopicPartition], done: Callable[[], None]) -> None:
         try:
@@ -255,7 +255,7 @@ class Assignment:
         finally:
             done()
 
-    async def _release(self, partitions: Iterable[Partition], deadline: Deadline) -> None:
+    async def _release(self, partitions: Iterable[Partition], deadline: Deadline) -> bool:
         """Revoke, in this order: end the hand-off, let handlers finish what they hold, kill those that do not, record
         what is processed, give back."""
         mine = [partition for partition in partitions if partition.state not in ENDED]
@@ -266,9 +266,11 @@ class Assignment:
                 partition.enter(State.DRAINING)
         await self._settle(mine, deadline)
         await self.record(mine, max(deadline.remaining, _FINAL_RECORD_SECONDS))
+        all_recorded = not _unrecorded(mine)
         for partition in mine:
             if partition.state is State.DRAINING:
                 self._end(partition)
+        return all_recorded
 
     async def _settle(self, partitions: list[Partition], deadline: Deadline) -> None:
         """End all work on ``partitions`` in parallel; a handler that holds a record past the deadline is killed."""

@@ -1,6 +1,11 @@
 """Talking to a running daemon over its control socket."""
 
+import contextlib
+import os
+import select
 import socket
+import struct
+import time
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +16,7 @@ from kafkasrcd.errors import KafkasrcdError, NotRunning
 
 _ANSWER_SECONDS: Final = 10.0
 """The daemon's loop answers within a turn, 0.1 s; this is for a machine under stress."""
+_PEER_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
 class ControlClient:
@@ -29,6 +35,7 @@ class ControlClient:
             self._socket.close()
             raise NotRunning(f"not running: no daemon listens at {path}") from error
         self._lines = self._socket.makefile("rb")
+        self._pidfd = self._open_pidfd()
 
     def status(self) -> Status:
         """The daemon's status, now."""
@@ -42,8 +49,9 @@ class ControlClient:
         """Tell it to stop; it goes on draining."""
         self._ask("stop")
 
-    def wait_closed(self, seconds: float | None) -> bool:
-        """After ``stop``: until the daemon has ended; False where that takes longer than ``seconds``."""
+    def wait_ended(self, seconds: float | None) -> bool:
+        """After ``stop``: until the daemon's process is gone; False where that takes longer than ``seconds``."""
+        deadline = None if seconds is None else time.monotonic() + seconds
         self._socket.settimeout(seconds)
         try:
             while self._lines.readline():
@@ -51,13 +59,28 @@ class ControlClient:
         except TimeoutError:
             return False
         except OSError:
+            pass  # reset: it has ended
+        if self._pidfd is None:
             return True
-        return True
+        # It closes its connections a little before its end.
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return bool(select.select([self._pidfd], [], [], left)[0])
 
     def close(self) -> None:
         """Hang up."""
         self._lines.close()
         self._socket.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _open_pidfd(self) -> int | None:
+        """The daemon's process; None where it has ended, or is in another PID namespace."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+        pid, _, _ = _PEER_CREDENTIALS.unpack(credentials)
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid) if pid else None
+        return None
 
     def _ask(self, command: str) -> bytes:
         try:

@@ -160,10 +160,10 @@ class HandlerPool:
                 self._boot.set_result(None)
         elif isinstance(message, HandlerRefused):
             slot.problem = message.reason
-            if self._boot.done():
+            if self._booted:
                 self._log.error("handler_refused", f"handler {slot.slot} cannot start again: {message.reason}")
             else:
-                self._boot.set_exception(ConfigurationError(message.reason))
+                self._fail_boot(message.reason)
         elif isinstance(message, RecordFailed):
             partition = slot.bound.get(message.binding)
             if partition is not None:
@@ -177,12 +177,8 @@ class HandlerPool:
         slot.ready = False
         if self._stopping:
             return
-        if not self._boot.done():
-            self._boot.set_exception(
-                ConfigurationError(
-                    f"a handler process ended with {describe_exit(exit_code)} while importing its target"
-                )
-            )
+        if not self._booted:
+            self._fail_boot(f"a handler process ended with {describe_exit(exit_code)} while importing its target")
             return
         self._blame(slot, exit_code)
         delay = slot.backoff.next_delay() or 0.0
@@ -194,6 +190,16 @@ class HandlerPool:
         )
         timer = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
         self._restarts = {pending for pending in self._restarts if not pending.cancelled()} | {timer}
+
+    @property
+    def _booted(self) -> bool:
+        return self._boot.done() and self._boot.exception() is None
+
+    def _fail_boot(self, reason: str) -> None:
+        """The first reason counts; others say the same, or follow from it."""
+        if not self._boot.done():
+            self._boot.set_exception(ConfigurationError(reason))
+            self._boot.exception()  # looked at, so that asyncio does not complain where nobody waits any more
 
     def _blame(self, slot: HandlerSlot, exit_code: int) -> None:
         """Count the death against the record that was in its hands, and stop a partition whose record kills."""

@@ -37,6 +37,10 @@ class Notifier:
         """The service is up; also ends ``reloading``."""
         return self._send("READY=1")
 
+    def starting(self, within_seconds: float) -> bool:
+        """Not up yet, and not stuck: TimeoutStartSec= ends no sooner than ``within_seconds`` from now."""
+        return self._send(f"EXTEND_TIMEOUT_USEC={int(within_seconds * 1_000_000)}")
+
     def reloading(self) -> bool:
         """The configuration is being read again; ``ready`` must follow."""
         return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

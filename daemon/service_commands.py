@@ -22,8 +22,10 @@ def start(configuration: "Configuration") -> None:
     """
     import asyncio
 
+    from kafkasrcd.daemon.exit_codes import exit_code_for
     from kafkasrcd.daemon.places import control_path, store_url
     from kafkasrcd.daemon.supervisor import Supervisor
+    from kafkasrcd.errors import KafkasrcdError
     from kafkasrcd.workers import event_log
 
     settings, base = configuration.settings, configuration.base_directory
@@ -34,7 +36,13 @@ def start(configuration: "Configuration") -> None:
     async def run() -> None:
         await Supervisor(settings, base, store_url(settings, base), control_path(settings, base)).run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except KafkasrcdError as error:
+        # An event like all others: a line of another form would break whatever reads the log.
+        exit_code = exit_code_for(error)
+        event_log.EventLog("supervisor").error("ended", str(error), exit_code=exit_code.value)
+        click.get_current_context().exit(exit_code)
 
 
 @click.command()
@@ -57,7 +65,13 @@ def status(configuration: "Configuration", as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--timeout", type=float, default=None, metavar="SECONDS", help="Wait no longer than this; then exit 1.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    help="Wait no longer than this; then exit 1.",
+)
 @with_configuration(only=_FIND_DAEMON)
 def stop(configuration: "Configuration", timeout: float | None) -> None:
     """Drain the running daemon, and wait until it has ended. Exits with 3 where none is running."""
@@ -68,7 +82,7 @@ def stop(configuration: "Configuration", timeout: float | None) -> None:
     client = ControlClient(control_path(configuration.settings, configuration.base_directory))
     try:
         client.stop()
-        if not client.wait_closed(timeout):
+        if not client.wait_ended(timeout):
             raise KafkasrcdError(f"still draining after {timeout:g} s; `kafkasrcd stop` again ends the drain now")
     finally:
         client.close()

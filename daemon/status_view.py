@@ -1,6 +1,7 @@
 """The status for people: what is wrong first, then a line a partition."""
 
 import time
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -8,11 +9,17 @@ from rich.text import Text
 
 from kafkasrcd.daemon.status import PartitionStatus, Status
 
+_PIPE_WIDTH: Final = 1_000
+"""Into a pipe or a file goes everything, at the width it has."""
+
 
 def print_status(status: Status) -> None:
     """Print it once to standard output."""
     console = Console(highlight=False)
-    console.print(status_view(status, width=console.width))
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    # Sentences are not broken: a terminal does that itself, and grep finds a line that is one.
+    console.print(status_view(status, width=console.width), soft_wrap=True)
 
 
 def status_view(status: Status, width: int) -> RenderableType:

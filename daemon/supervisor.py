@@ -34,6 +34,10 @@ _TURN_SECONDS: Final = 0.1
 """One turn of the loop: leases are renewed this often, a fiftieth of the default lease."""
 _LEAVE_SECONDS: Final = 5.0
 """To leave the group and to end idle handlers: beyond the drain, and inside systemd's TimeoutStopSec."""
+_START_TURN_SECONDS: Final = 5.0
+_START_EXTENSION_SECONDS: Final = 60.0
+"""While it waits for a broker, handlers or the group, systemd is told so every turn, and may give up on a daemon that
+has not said so for this long. A broker may be away for hours; a loop that hangs is started again."""
 
 
 class DaemonState(StrEnum):
@@ -127,12 +131,15 @@ class Supervisor:
     async def _serve(self, membership: Membership) -> None:
         lease = LeaseKeeper(self._settings.supervisor.lease_seconds, self._assignment, membership)
         commit_due = time.monotonic() + self._settings.commit_interval_secs
-        sample_due = 0.0
+        sample_due = watchdog_due = 0.0
         commits: set[asyncio.Task[None]] = set()
         while not self._stop_asked.is_set():
             lease.renew()
-            self._notifier.watchdog()
             now = time.monotonic()
+            interval = self._notifier.watchdog_interval_seconds
+            if interval is not None and now >= watchdog_due:
+                watchdog_due = now + interval
+                self._notifier.watchdog()
             if now >= commit_due:
                 commit_due = now + self._settings.commit_interval_secs
                 commit = asyncio.ensure_future(self._assignment.record_processed())
@@ -143,6 +150,8 @@ class Supervisor:
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
                 self._notifier.status(self._summary())
+                if self._state is DaemonState.JOINING:
+                    self._notifier.starting(_START_EXTENSION_SECONDS)
             self._note_ready()
             try:
                 await asyncio.wait_for(self._stop_asked.wait(), _TURN_SECONDS)
@@ -161,7 +170,9 @@ class Supervisor:
         """Wait for ``work``, or for the word to stop, whichever comes first."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._stop_asked.wait())
-        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        while not task.done() and not stop.done():
+            self._notifier.starting(_START_EXTENSION_SECONDS)
+            await asyncio.wait((task, stop), timeout=_START_TURN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if task.done():
             task.result()
@@ -175,13 +186,19 @@ class Supervisor:
         self._notifier.stopping(self._settings.supervisor.drain_timeout_seconds + 3 * _LEAVE_SECONDS)
         self._broker.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
-        self._log.info("stopping", f"draining {len(self._assignment.partitions)} partitions")
-        await self._assignment.drain(self._drain_deadline)
+        if membership is not None:
+            draining = f"draining {len(self._assignment.partitions)} partitions"
+            self._log.info("stopping", draining)
+            self._notifier.status(draining)
+        all_recorded = await self._assignment.drain(self._drain_deadline)
         overdue = membership is not None and not await membership.leave(_LEAVE_SECONDS)
         await self._handlers.stop(_LEAVE_SECONDS)
         self._fork_server.stop()
         self._recorder.close()
-        self._log.info("stopped", "everything processed is recorded")
+        if not all_recorded:
+            self._log.warning("stopped", "not all that was processed is recorded; it comes again after the next start")
+        elif membership is not None:
+            self._log.info("stopped", "everything processed is recorded")
         await self._control.stop()
         if overdue:
             # librdkafka is stuck in leaving, and the interpreter would wait for its thread.
