@@ -22,7 +22,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
@@ -160,7 +169,7 @@ class KafkaCluster:
         self.brokers[number].thaw()
 
     def wait_ready(self, deadline_seconds: float = READY_DEADLINE_SECONDS) -> None:
-        """Wait until every running broker serves clients and knows of every other running one.
+        """Wait until every running broker serves clients, knows of every other running one, and leads what it has to.
 
         Raises KafkaFailed with the tail of its log where a broker has ended or is not ready in time.
         """
@@ -172,6 +181,7 @@ class KafkaCluster:
                 self._wait_broker_ready(broker, expected, max(0.0, deadline - time.monotonic()))
             except AssertionError as error:
                 raise broker.failure(f"is not ready ({error})") from error
+        self._wait_leaders_serve(max(0.0, deadline - time.monotonic()))
 
     # ── Topics and groups ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -255,11 +265,11 @@ class KafkaCluster:
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """The high watermark of each partition: the offset the next record will get."""
-        return {partition: high for partition, (_, high) in self._watermarks(topic).items()}
+        return self._list_offsets(topic, OFFSET_END)
 
     def start_offsets(self, topic: str) -> dict[int, int]:
         """The log start of each partition: the offset of the oldest record there is."""
-        return {partition: low for partition, (low, _) in self._watermarks(topic).items()}
+        return self._list_offsets(topic, OFFSET_BEGINNING)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """What the group has committed in Kafka, by partition; partitions without a commit are left out."""
@@ -413,14 +423,43 @@ class KafkaCluster:
         live = running & metadata.brokers.keys()
         return {p.id: p.leader for p in metadata.topics[topic].partitions.values() if not p.error and p.leader in live}
 
-    def _watermarks(self, topic: str) -> dict[int, tuple[int, int]]:
+    def _wait_leaders_serve(self, deadline_seconds: float) -> None:
+        """Wait until each partition that has a live leader is served by it, internal topics included.
+
+        A broker that came back answers before it has taken up all of its partitions: for a moment a request for one
+        of the others ends with NOT_LEADER_OR_FOLLOWER.
+        """
+
+        def all_answer() -> bool:
+            metadata = self.admin.list_topics(timeout=REQUEST_DEADLINE_SECONDS)
+            led = [TopicPartition(t, p, OFFSET_END) for t in metadata.topics for p in self._live_leaders(metadata, t)]
+            self._ask_offsets(led)
+            return True
+
+        wait_until(all_answer, deadline_seconds, "the leaders of all partitions to answer", ignoring=(KafkaException,))
+
+    def _list_offsets(self, topic: str, which: int) -> dict[int, int]:
+        wanted = [TopicPartition(topic, partition, which) for partition in self.partitions(topic)]
+        # Leadership moves while brokers come and go; the partitions do exist.
+        found = wait_until(
+            lambda: self._ask_offsets(wanted),
+            REQUEST_DEADLINE_SECONDS,
+            f"the offsets of {topic}",
+            ignoring=(KafkaException,),
+        )
+        return {partition.partition: partition.offset for partition in found}
+
+    def _ask_offsets(self, wanted: list[TopicPartition]) -> list[TopicPartition]:
+        """Where each partition ends (OFFSET_END) or begins, as its leader says. Raises KafkaException."""
+        if not wanted:
+            return []
         with closing(self._observer("kafkasrcd-tests-observer")) as consumer:
-            return {
-                partition: consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=REQUEST_DEADLINE_SECONDS
-                )
-                for partition in self.partitions(topic)
-            }
+            # Takes both constants for times, and asks each leader once for all of its partitions.
+            found = consumer.offsets_for_times(wanted, timeout=REQUEST_DEADLINE_SECONDS)
+        for partition in found:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+        return found
 
     def _observer(self, group: str) -> Consumer:
         """A consumer that asks about the group's offsets and never joins it."""

@@ -1,4 +1,7 @@
-"""The benchmark's rows, small: that each one runs, and that its figures mean what they say."""
+"""The benchmark's raw rows, small: that each one runs, and that its figures mean what they say.
+
+The daemon's own rows measure a window of a run at full speed, and say nothing about a topic as small as this one.
+"""
 
 import msgspec
 import pytest
@@ -26,8 +29,8 @@ def workload(kafka: KafkaCluster) -> Workload:
     return workload
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.key) for row in ROWS])
-def test_each_row_reads_what_it_was_asked_to(kafka: KafkaCluster, workload: Workload, row: Row) -> None:
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.key) for row in ROWS if row.key.startswith("raw-")])
+def test_each_raw_row_reads_what_it_was_asked_to(kafka: KafkaCluster, workload: Workload, row: Row) -> None:
     result = row.run(kafka, workload)
     if result.latency_p50_ms is None:
         # A batch may reach a little past the end of what was asked for.

@@ -125,6 +125,17 @@ def test_a_broker_that_comes_back_has_its_ports_and_its_data(kafka: KafkaCluster
     assert kafka.produce(topic_name, [Record(0, None, b"more")]) == [Coordinate(0, 500)]
 
 
+def test_a_broker_that_came_back_leads_all_its_partitions_at_once(kafka: KafkaCluster, topic_name: str) -> None:
+    """It answers before it has taken them all up; with this many, some were refused in each of eight restarts."""
+    kafka.create_topic(topic_name, partitions=300)
+    kafka.stop_broker(0)
+    kafka.start_broker(0)
+    with closing(Consumer(kafka.client_settings(group_id=topic_name))) as consumer:
+        for partition in range(300):
+            assert consumer.get_watermark_offsets(TopicPartition(topic_name, partition), timeout=5) == (0, 0)
+    kafka.delete_topic(topic_name)
+
+
 def test_a_frozen_broker_is_silent_and_thaws(kafka: KafkaCluster, topic_name: str) -> None:
     kafka.create_topic(topic_name)
     kafka.freeze_broker(0)
