@@ -13,18 +13,21 @@ _MOST_WAIT_SECONDS: Final = 10.0
 
 
 class BrokerWatch:
-    """Told by librdkafka when all brokers are down; finds out by itself when one is back."""
+    """Told by librdkafka of connections that are gone; finds out by itself whether any broker answers."""
 
     def __init__(self, brokers: str, recorder: Recorder) -> None:
         self.down_since: float | None = None
         """Seconds since 1970, or None."""
         self._brokers = brokers
+        self._last_reason = ""
         self._recorder = recorder
         self._task: asyncio.Task[None] | None = None
         self._log = EventLog("broker")
 
-    def all_down(self) -> None:
-        """librdkafka has no connection left."""
+    def suspect(self, reason: str) -> None:
+        """A connection is gone, or all are; ``reason`` in librdkafka's words, or empty."""
+        if reason:
+            self._last_reason = reason
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self.until_reachable())
 
@@ -36,7 +39,7 @@ class BrokerWatch:
                 self.down_since = time.time()
                 self._log.error(
                     "broker_unreachable",
-                    f"no broker answers at {self._brokers}; it is tried until one does",
+                    f"no broker answers at {self._brokers}{self.reason}; it is tried until one does",
                     brokers=self._brokers,
                 )
             await asyncio.sleep(wait_seconds)
@@ -46,6 +49,11 @@ class BrokerWatch:
             self._log.info("broker_back", f"a broker answers again, after {away:.0f} s", seconds=round(away, 1))
             self.down_since = None
         self._task = None
+
+    @property
+    def reason(self) -> str:
+        """What librdkafka said last, in brackets, or empty."""
+        return f" ({self._last_reason})" if self._last_reason else ""
 
     def stop(self) -> None:
         """Ask no more."""

@@ -210,8 +210,8 @@ class Supervisor:
     def on_group_error(self, error: KafkaError) -> None:
         """An error of the group's consumer: most heal by themselves, and librdkafka repeats them many times."""
         code = error.code()
-        if code == KafkaError._ALL_BROKERS_DOWN:
-            self._broker.all_down()
+        if code in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+            self._broker.suspect("" if code == KafkaError._ALL_BROKERS_DOWN else error.str())
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             self._topic_problem = f"{error.str()}: create the topic, or correct topics"
             self._log.repeated("topic_missing", self._topic_problem, same=(error.str(),))
@@ -248,7 +248,8 @@ class Supervisor:
         if self._broker.down_since is not None:
             since = time.strftime("%H:%M:%S", time.localtime(self._broker.down_since))
             problems.append(
-                f"no broker answers at {self._settings.brokers} since {since}: start it, or check brokers and network"
+                f"no broker answers at {self._settings.brokers} since {since}{self._broker.reason}: start it, or check "
+                "brokers and network"
             )
         if self._assignment.store_problem:
             problems.append(

@@ -34,7 +34,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._metadata import ClusterMetadata
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from tests.kafka_broker import KafkaBroker, KafkaFailed, kafka_missing
 from tests.waiting import wait_until
@@ -217,6 +217,11 @@ class KafkaCluster:
         )
         _create(self.admin, topic)
         self.wait_leaders(name, partitions)
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Give a topic more partitions, `total` in all, and wait for their leaders."""
+        _add_partitions(self.admin, NewPartitions(name, total))
+        self.wait_leaders(name, total)
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic with its records. Brokers learn of it one after another."""
@@ -499,6 +504,9 @@ class _TopicAdmin(Protocol):
     """AdminClient as far as it is used here; its own annotations leave out what the futures hold."""
 
     def create_topics(self, new_topics: list[NewTopic], *, request_timeout: float) -> dict[str, Future[None]]: ...
+    def create_partitions(
+        self, new_partitions: list[NewPartitions], *, request_timeout: float
+    ) -> dict[str, Future[None]]: ...
     def delete_topics(self, topics: list[str], *, request_timeout: float) -> dict[str, Future[None]]: ...
     def delete_records(
         self, topic_partition_offsets: list[TopicPartition], *, request_timeout: float
@@ -508,6 +516,11 @@ class _TopicAdmin(Protocol):
 def _create(client: _TopicAdmin, topic: NewTopic) -> None:
     for created in client.create_topics([topic], request_timeout=REQUEST_DEADLINE_SECONDS).values():
         created.result(REQUEST_DEADLINE_SECONDS)
+
+
+def _add_partitions(client: _TopicAdmin, more: NewPartitions) -> None:
+    for added in client.create_partitions([more], request_timeout=REQUEST_DEADLINE_SECONDS).values():
+        added.result(REQUEST_DEADLINE_SECONDS)
 
 
 def _delete(client: _TopicAdmin, topic: str) -> None:

@@ -68,8 +68,9 @@ def _wait_shared(first: DaemonProcess, second: DaemonProcess) -> None:
 def _finish(kafka: KafkaCluster, topic: str, producer: SteadyProducer, *daemons: DaemonProcess) -> Ledger:
     """End the producer, let the daemons catch up, stop them, and check what holds in every scenario."""
     producer.stop()
+    ends = kafka.end_offsets(topic)
     for daemon in daemons:
-        daemon.wait_caught_up()
+        daemon.wait_caught_up(ends)
     for daemon in daemons:
         assert daemon.terminate() == 0
     folder = daemons[0].folder
@@ -77,7 +78,6 @@ def _finish(kafka: KafkaCluster, topic: str, producer: SteadyProducer, *daemons:
     assert not ledger.lost(producer.acknowledged)
     assert not ledger.counts.keys() - producer.acknowledged
     assert not ledger.disorder
-    ends = kafka.end_offsets(topic)
     assert kafka.committed(topic, topic) == ends
     store = open_store(f"sqlite:///{folder / 'offsets.db'}", topic, 5_000)
     try:

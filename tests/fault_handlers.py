@@ -1,0 +1,48 @@
+"""Handlers that go wrong, for tests/test_faults.py. What each does is in the record: {"do": "raise"} and the like."""
+
+import ctypes
+import os
+import time
+from typing import Any
+
+from kafkasrcd import Message
+from tests import ledger
+
+
+def obey(message: Message[Any]) -> None:
+    """Do what the record says, then write it down."""
+    match message.payload:
+        case {"do": "raise"}:
+            raise ValueError("told to")
+        case {"do": "exit"}:
+            os._exit(7)
+        case {"do": "segfault"}:
+            ctypes.string_at(0)
+        case {"do": "sleep", "seconds": seconds}:
+            time.sleep(seconds)
+        case _:
+            pass
+    ledger.append(message)
+
+
+def slow(message: Message[Any]) -> None:
+    """A millisecond of waiting each."""
+    time.sleep(0.001)
+    ledger.append(message)
+
+
+def batch(messages: list[Message[Any]]) -> None:
+    """Fails for a batch that has a record which says so."""
+    if any(message.payload == {"do": "raise"} for message in messages):
+        raise ValueError("told to")
+    for message in messages:
+        ledger.append(message)
+
+
+async def obey_async(message: Message[Any]) -> None:
+    """As ``obey``, without blocking the other partitions of this process."""
+    import asyncio
+
+    if "seconds" in message.payload:
+        await asyncio.sleep(message.payload["seconds"])
+    ledger.append(message)
