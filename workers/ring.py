@@ -5,7 +5,7 @@ position modulo the capacity is a place in the data area. A frame lies in one pi
 end, a pad marker sends the reader to the start. A frame becomes visible by the one store into ``HEAD``, and its space
 free by the one store into ``TAIL``; whoever is killed anywhere else has changed nothing the other side looks at.
 
-Each frame carries the position it was published at, its assignment epoch, its length twice, and is refused
+Each frame carries the position it was published at, its assignment epoch, its length three times, and is refused
 (``RingCorrupted``) where one of them is not what it must be.
 """
 
@@ -43,7 +43,7 @@ SKIPPED: Final = 11 * LINE
 NOTHING: Final = -1
 RING_MAGIC: Final = 0x6B61666B_73726301
 
-_FRAME: Final = Struct("<QQqQ")  # magic, position, epoch, payload length
+_FRAME: Final = Struct("<QQqQ")  # magic ^ payload length, position, epoch, payload length
 _TRAILER: Final = Struct("<Q")
 _FRAME_MAGIC: Final = 0x6672616D655F3031
 _PAD_MAGIC: Final = 0x7061645F66726D31
@@ -110,13 +110,14 @@ class _Side:
     def used(self) -> int:
         """Bytes between tail and head; raises RingCorrupted where the cells contradict each other.
 
-        The tail is read first: it only grows towards the head, so a race makes the answer too large, never negative.
+        No race makes them contradict: each side is the only writer of one of the two, and the other only moves away
+        from the bound it is checked against.
         """
         tail = self.cells[TAIL]
-        used = self.cells[HEAD] - tail
-        if not 0 <= used <= self.capacity * 2 or tail % _ALIGNMENT or used % _ALIGNMENT:
-            raise RingCorrupted(f"head {self.cells[HEAD]} and tail {tail} in a ring of {self.capacity} bytes")
-        return used
+        head = self.cells[HEAD]
+        if not 0 <= tail <= head <= tail + self.capacity or tail % _ALIGNMENT or head % _ALIGNMENT:
+            raise RingCorrupted(f"head {head} and tail {tail} in a ring of {self.capacity} bytes")
+        return head - tail
 
 
 class RingWriter(_Side):
@@ -127,6 +128,9 @@ class RingWriter(_Side):
         self._bell = bell
         self._largest = largest_payload(self.capacity)
         self.cells[WRITER_WAITING] = 0
+        # A predecessor may have been killed between the store into HEAD and the bell.
+        if self.cells[READER_WAITING]:
+            os.eventfd_write(bell, 1)
 
     def publish(self, parts: Sequence[bytes]) -> bool:
         """Make the payload that ``parts`` add up to the next frame; False where the ring has no room for it now.
@@ -143,10 +147,10 @@ class RingWriter(_Side):
         if self.used + pad + size > self.capacity:
             return False
         if pad:
-            _FRAME.pack_into(self.data, place, _PAD_MAGIC, head, self.epoch, pad)
+            _FRAME.pack_into(self.data, place, _PAD_MAGIC ^ pad, head, self.epoch, pad)
             head += pad
             place = 0
-        _FRAME.pack_into(self.data, place, _FRAME_MAGIC, head, self.epoch, length)
+        _FRAME.pack_into(self.data, place, _FRAME_MAGIC ^ length, head, self.epoch, length)
         place += _FRAME.size
         for part in parts:
             end = place + len(part)
@@ -187,6 +191,9 @@ class RingReader(_Side):
         self._bell = bell
         self._next = self.cells[TAIL]
         self.cells[READER_WAITING] = 0
+        # A predecessor may have been killed between the store into TAIL and the bell.
+        if self.cells[WRITER_WAITING]:
+            os.eventfd_write(bell, 1)
 
     @property
     def has_frame(self) -> bool:
@@ -205,12 +212,12 @@ class RingReader(_Side):
                 raise RingCorrupted(
                     f"at {self._next} lies a frame of position {position}, epoch {epoch}; this epoch is {self.epoch}"
                 )
-            if magic == _PAD_MAGIC:
+            if magic ^ length == _PAD_MAGIC:
                 if length != self.capacity - place or length > published:
                     raise RingCorrupted(f"a pad of {length} bytes at {place} in a ring of {self.capacity}")
                 self._next += length
                 continue
-            if magic != _FRAME_MAGIC:
+            if magic ^ length != _FRAME_MAGIC:
                 raise RingCorrupted(f"no frame at position {position}")
             size = -(-(length + _OVERHEAD) // _ALIGNMENT) * _ALIGNMENT
             if length > largest_payload(self.capacity) or size > published or place + size > self.capacity:
