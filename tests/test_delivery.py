@@ -104,6 +104,30 @@ def test_joining_and_leaving_by_sigterm_repeats_nothing(
     assert not ledger.repeated
 
 
+def test_a_static_member_that_bounces_disturbs_nobody(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
+    """It stays in the group while it is away, and gets its own partitions back: no rebalance for the others."""
+    named = [(*QUICK_SESSION, f"supervisor.group_instance_id=host-{name}") for name in "ab"]
+    with (
+        SteadyProducer(kafka.bootstrap, topic, PARTITIONS) as producer,
+        _daemon(kafka, topic, tmp_path, named[0]) as a,
+        _daemon(kafka, topic, tmp_path, named[1], "b") as b,
+    ):
+        _wait_shared(a, b)
+        before = [{partition.partition for partition in daemon.status().partitions} for daemon in (a, b)]
+        rebalances = b.status().rebalances
+        for _ in range(2):
+            _wait_handled(tmp_path)
+            assert a.terminate() == 0
+            a.start()
+            _wait_shared(a, b)
+        after = [{partition.partition for partition in daemon.status().partitions} for daemon in (a, b)]
+        assert after == before
+        assert b.status().rebalances == rebalances
+        assert not b.events("revoked")
+        ledger = _finish(kafka, topic, producer, a, b)
+    assert not ledger.repeated
+
+
 def test_a_killed_worker_repeats_nothing_and_a_killed_handler_one_record(
     kafka: KafkaCluster, topic: str, tmp_path: Path, settings: Sequence[str]
 ) -> None:
