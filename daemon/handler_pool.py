@@ -75,7 +75,7 @@ class HandlerPool:
         # No limit: without handlers nothing goes on, and a record that kills is stopped by its partition's own count.
         self.slots = [
             HandlerSlot(slot, RestartBackoff(1_000_000, supervisor.restart_window_seconds))
-            for slot in range(settings.handler.processes or os.cpu_count() or 1)
+            for slot in range(settings.handler.processes or len(os.sched_getaffinity(0)))
         ]
 
     async def start(self) -> None:

@@ -36,6 +36,11 @@ class ProcessUsage:
         self._before[pid] = (now, used)
         return (100.0 * (used - used_then) / (now - then) if now > then else 0.0), resident
 
+    def watch(self, pids: set[int]) -> None:
+        """Begin with those that are new, so that the first answer about each covers its life so far."""
+        for pid in pids - self._before.keys():
+            self.of(pid)
+
     def forget_all_but(self, pids: set[int]) -> None:
         """Drop what is known of processes that have ended."""
         self._before = {pid: before for pid, before in self._before.items() if pid in pids}
@@ -46,6 +51,7 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
     worker = partition.worker
     pid = worker.pid if worker is not None and worker.exit_code is None else None
     cpu_percent, rss_bytes = usage.of(pid)
+    partition.sample_rates(time.monotonic())  # right from the first second, and not a second old
     messages, size, failures = partition.totals
     return PartitionStatus(
         topic=partition.name.topic,
@@ -70,6 +76,13 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
             pid=pid, restarts=partition.backoff.total, cpu_percent=round(cpu_percent, 1), rss_bytes=rss_bytes
         ),
     )
+
+
+def running_pids(assignment: Assignment, handlers: HandlerPool) -> set[int]:
+    """Of every worker and handler process there is now."""
+    children = [partition.worker for partition in assignment.partitions.values()]
+    children += [slot.child for slot in handlers.slots]
+    return {child.pid for child in children if child is not None and child.pid is not None and child.exit_code is None}
 
 
 def handler_statuses(handlers: HandlerPool, usage: ProcessUsage) -> list[HandlerStatus]:

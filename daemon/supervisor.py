@@ -23,7 +23,13 @@ from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.notify import Notifier
 from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.daemon.status import Status
-from kafkasrcd.daemon.status_report import ProcessUsage, handler_statuses, installed_version, partition_statuses
+from kafkasrcd.daemon.status_report import (
+    ProcessUsage,
+    handler_statuses,
+    installed_version,
+    partition_statuses,
+    running_pids,
+)
 from kafkasrcd.errors import GroupError
 from kafkasrcd.settings import Settings
 from kafkasrcd.storage.opening import open_store
@@ -149,6 +155,7 @@ class Supervisor:
                 sample_due = now + 1.0
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
+                self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
                 if self._state is DaemonState.JOINING:
                     self._notifier.starting(_START_EXTENSION_SECONDS)
@@ -227,8 +234,7 @@ class Supervisor:
         """Everything, now."""
         partitions = partition_statuses(self._assignment, self._usage)
         handlers = handler_statuses(self._handlers, self._usage)
-        pids = [*(partition.worker.pid for partition in partitions), *(handler.pid for handler in handlers)]
-        self._usage.forget_all_but({pid for pid in pids if pid is not None})
+        self._usage.forget_all_but(running_pids(self._assignment, self._handlers))
         return Status(
             kafkasrcd=installed_version(),
             group_id=self._settings.group_id,
