@@ -3,7 +3,7 @@
 Layout, little-endian: a fixed header; then the columns ``offsets`` (int64; left out where they are consecutive),
 ``timestamps`` (int64, ms, -1 for none), ``value lengths``, ``key lengths``, ``header lengths`` (int32, -1 for null; the
 last two left out where none has any); then values, keys, encoded headers, one after the other; then the errors. A
-checksum covers header and columns: with those sound, no value can be cut at the wrong place.
+checksum covers header, columns and errors: with those sound, no value can be cut at the wrong place.
 """
 
 import sys
@@ -100,7 +100,7 @@ def encode_frame(columns: Columns) -> EncodedFrame:
     header = _HEADER.pack(
         0, flags, base, last + 1, count, len(column_bytes), len(values), len(keys), len(headers), len(errors)
     )
-    checksum = crc32(column_bytes, crc32(header))
+    checksum = crc32(errors, crc32(column_bytes, crc32(header)))
     parts = [checksum.to_bytes(4, "little"), header[4:], column_bytes, values, keys, headers, errors]
     return EncodedFrame(parts, sum(map(len, parts)), count, last + 1, len(values) + len(keys))
 
@@ -114,7 +114,10 @@ def decode_frame(payload: bytes) -> Columns:
     end = start + column_bytes
     if end + sum(sizes) != len(payload):
         raise RingCorrupted(f"a frame of {len(payload)} bytes says it has {end + sum(sizes)}")
-    if crc32(payload[start:end], crc32(payload[4:start], crc32(b"\0\0\0\0"))) != checksum:
+    value_bytes, key_bytes, _, error_bytes = sizes
+    errors_at = len(payload) - error_bytes
+    sound = crc32(payload[start:end], crc32(payload[4:start], crc32(b"\0\0\0\0")))
+    if crc32(payload[errors_at:], sound) != checksum:
         raise RingCorrupted("a frame's columns do not have their checksum")
     offsets: Sequence[int] = range(base, next_offset)
     if flags & _OFFSETS:
@@ -122,7 +125,6 @@ def decode_frame(payload: bytes) -> Columns:
         start += 8 * count
     timestamps = array(_INT64, payload[start : start + 8 * count])
     start += 8 * count
-    value_bytes, key_bytes, header_bytes, error_bytes = sizes
     values = _unpack(payload, start, count, end, nulls=bool(flags & _NULL_VALUES))
     start += 4 * count
     end += value_bytes
@@ -133,8 +135,7 @@ def decode_frame(payload: bytes) -> Columns:
     end += key_bytes
     if flags & _HEADERS:
         headers = _unpack(payload, start, count, end, nulls=True)
-    end += header_bytes
-    errors = _decode_errors(payload[end : end + error_bytes]) if error_bytes else ()
+    errors = _decode_errors(payload[errors_at:]) if error_bytes else ()
     return Columns(offsets, timestamps, values, keys, headers, errors)
 
 

@@ -1,19 +1,18 @@
 """From librdkafka's messages to frames in a ring."""
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Final, cast
 
-from confluent_kafka import Message
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from kafkasrcd.message import encode_headers
 from kafkasrcd.workers.frame import RECORD_OVERHEAD, Columns, EncodedFrame, RecordError, encode_frame
+from kafkasrcd.workers.ring import PAGE
 
 # As confluent_kafka's annotations leave them: an offset that may be None, headers that may be a dict of str. What was
 # consumed from a broker has an offset, and its headers are pairs of bytes.
 _offset: Final = cast(Callable[[Message], int], Message.offset)
 _headers: Final = cast(Callable[[Message], list[tuple[str, bytes | None]] | None], Message.headers)
-_milliseconds: Final = itemgetter(1)
 
 Publish = Callable[[EncodedFrame], None]
 """Hands a frame to the ring, blocking while that is full."""
@@ -32,7 +31,8 @@ def columns_of(messages: Sequence[Message]) -> Columns:
     headers = list(map(_headers, messages))
     return Columns(
         offsets,
-        list(map(_milliseconds, map(Message.timestamp, messages))),
+        # Message format 0 has none, and librdkafka then leaves 0 beside the type that says so.
+        [-1 if kind == TIMESTAMP_NOT_AVAILABLE else at for kind, at in map(Message.timestamp, messages)],
         list(map(Message.value, messages)),
         None if keys.count(None) == len(keys) else keys,
         [encode_headers(pairs) if pairs else None for pairs in headers] if any(headers) else None,
@@ -52,14 +52,15 @@ def hand_off(messages: Sequence[Message], largest: int, publish: Publish) -> Non
             hand_off(messages[:half], largest, publish)
             hand_off(messages[half:], largest, publish)
             return
-        frame = encode_frame(_too_large(messages[0], columns, largest))
+        frame = encode_frame(_too_large(columns, largest))
     publish(frame)
 
 
-def _too_large(message: Message, columns: Columns, largest: int) -> Columns:
-    size = len(message)
+def _too_large(columns: Columns, largest: int) -> Columns:
+    size = sum(len(column[0] or b"") for column in (columns.values, columns.keys, columns.headers) if column)
+    pages = -(-2 * (size + PAGE) // PAGE)
     reason = (
         f"a record of {size} bytes, where supervisor.ring_bytes allows {largest - RECORD_OVERHEAD}: "
-        f"set it to {2 * (size + 4096)} or more"
+        f"set it to {pages * PAGE} or more"
     )
     return Columns(columns.offsets, columns.timestamps, [None], errors=[RecordError(0, "RecordTooLarge", reason)])
