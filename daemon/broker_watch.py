@@ -22,13 +22,14 @@ class BrokerWatch:
         self._last_reason = ""
         self._recorder = recorder
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
         self._log = EventLog("broker")
 
     def suspect(self, reason: str) -> None:
         """A connection is gone, or all are; ``reason`` in librdkafka's words, or empty."""
         if reason:
             self._last_reason = reason
-        if self._task is None:
+        if self._task is None and not self._stopped:
             self._task = asyncio.get_running_loop().create_task(self.until_reachable())
 
     async def until_reachable(self) -> None:
@@ -56,6 +57,7 @@ class BrokerWatch:
         return f" ({self._last_reason})" if self._last_reason else ""
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Ask no more; connections that close from now on are closed by us."""
+        self._stopped = True
         if self._task is not None:
             self._task.cancel()

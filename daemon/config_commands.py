@@ -8,6 +8,7 @@ import click
 
 from kafkasrcd.daemon.configuration_options import configuration_options, with_configuration
 from kafkasrcd.daemon.exit_codes import ExitCode
+from kafkasrcd.daemon.seconds_option import checked_seconds
 from kafkasrcd.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,18 +35,12 @@ def show(configuration: "Configuration", as_json: bool) -> None:
         click.echo(f"kafkasrcd: warning: {warning}", err=True)
 
 
-def _seconds(context: click.Context, option: click.Parameter, value: float) -> float:
-    if not 0 < value <= 3_600:  # which "nan" is not either
-        raise click.BadParameter("expected seconds above 0 and up to 3600")
-    return value
-
-
 @config.command()
 @click.option(
     "--timeout",
     "timeout_seconds",
     type=float,
-    callback=_seconds,
+    callback=checked_seconds,
     default=10.0,
     show_default=True,
     metavar="SECONDS",

@@ -27,10 +27,13 @@ class ControlClient:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_ANSWER_SECONDS)
         try:
-            self._socket.connect(str(path))
+            self._connect()
         except PermissionError as error:
             self._socket.close()
             raise KafkasrcdError(f"{path} may only be used by root, the daemon's user and its group") from error
+        except BlockingIOError as error:
+            self._socket.close()
+            raise KafkasrcdError(f"the daemon at {path} does not answer: others are waiting for it already") from error
         except OSError as error:
             self._socket.close()
             raise NotRunning(f"not running: no daemon listens at {path}") from error
@@ -74,6 +77,19 @@ class ControlClient:
             os.close(self._pidfd)
             self._pidfd = None
 
+    def _connect(self) -> None:
+        """Where more connections wait to be accepted than the socket holds, the kernel does not wait: we do."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            try:
+                self._socket.connect(str(self._path))
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
     def _open_pidfd(self) -> int | None:
         """The daemon's process; None where it has ended, or is in another PID namespace."""
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
@@ -84,7 +100,8 @@ class ControlClient:
 
     def _ask(self, command: str) -> bytes:
         try:
-            self._socket.sendall(msgspec.json.encode({"command": command}) + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # it has said why it hung up, and that is read next
+                self._socket.sendall(msgspec.json.encode({"command": command}) + b"\n")
             answer = self._lines.readline()
         except OSError as error:
             raise KafkasrcdError(f"the daemon at {self._path} does not answer: {error}") from error

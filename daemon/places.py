@@ -7,6 +7,9 @@ from pathlib import Path
 
 from kafkasrcd.settings import Settings
 
+_SERVICE_DIRECTORY = Path("/run/kafkasrcd")
+"""What RuntimeDirectory= in the systemd unit makes."""
+
 
 def store_url(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> str:
     """``store.url``; its relative path made relative to the configuration file, and the default where it is empty.
@@ -29,8 +32,8 @@ def store_url(settings: Settings, base_directory: Path, environ: Mapping[str, st
 def control_path(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """The control socket: ``supervisor.control_socket``, else ``<group_id>.sock`` in the runtime directory.
 
-    The runtime directory is ``supervisor.runtime_directory``, else systemd's $RUNTIME_DIRECTORY, else
-    $XDG_RUNTIME_DIR/kafkasrcd, else /run/kafkasrcd where this user may write it, else a folder of this user's in /tmp.
+    The runtime directory is ``supervisor.runtime_directory``, else systemd's $RUNTIME_DIRECTORY, else /run/kafkasrcd
+    where the service's socket is in there, else $XDG_RUNTIME_DIR/kafkasrcd, else a folder of this user's in /tmp.
     """
     supervisor = settings.supervisor
     if supervisor.control_socket:
@@ -42,8 +45,11 @@ def control_path(settings: Settings, base_directory: Path, environ: Mapping[str,
     if systemd:
         return Path(systemd) / name
     # A command run by hand beside the service finds the service's folder.
-    service = Path("/run/kafkasrcd")
-    if (service / name).exists():
-        return service / name
+    service = _SERVICE_DIRECTORY / name
+    try:
+        if service.exists():
+            return service
+    except PermissionError:
+        return service  # to say "not running" would be a guess; who opens it hears who may
     user = environ.get("XDG_RUNTIME_DIR")
     return (Path(user) / "kafkasrcd" if user else Path(f"/tmp/kafkasrcd-{os.getuid()}")) / name  # noqa: S108

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kafkasrcd.daemon.configuration_options import with_configuration
+from kafkasrcd.daemon.seconds_option import checked_seconds
 
 if TYPE_CHECKING:
     from kafkasrcd.daemon.configuration import Configuration
@@ -67,7 +68,8 @@ def status(configuration: "Configuration", as_json: bool) -> None:
 @click.command()
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
+    callback=checked_seconds,
     default=None,
     metavar="SECONDS",
     help="Wait no longer than this; then exit 1.",

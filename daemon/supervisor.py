@@ -40,6 +40,7 @@ _TURN_SECONDS: Final = 0.1
 """One turn of the loop: leases are renewed this often, a fiftieth of the default lease."""
 _LEAVE_SECONDS: Final = 5.0
 """To leave the group and to end idle handlers: beyond the drain, and inside systemd's TimeoutStopSec."""
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _START_TURN_SECONDS: Final = 5.0
 _START_EXTENSION_SECONDS: Final = 60.0
 """While it waits for a broker, handlers or the group, systemd is told so every turn, and may give up on a daemon that
@@ -92,7 +93,7 @@ class Supervisor:
         joined; GroupError where the group will not have this member.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._decline_reload)
         self._log.info(
@@ -207,6 +208,7 @@ class Supervisor:
         elif membership is not None:
             self._log.info("stopped", "everything processed is recorded")
         await self._control.stop()
+        _ignore_stop_signals()
         if overdue:
             # librdkafka is stuck in leaving, and the interpreter would wait for its thread.
             self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
@@ -277,3 +279,13 @@ class Supervisor:
         troubled = sum(1 for partition in partitions if partition.problem)
         trouble = f", {troubled} with a problem" if troubled else ""
         return f"{self._state}: {len(partitions)} partitions, {rate:.0f} messages/s, lag {lag}{trouble}"
+
+
+def _ignore_stop_signals() -> None:
+    """All is done: a third Ctrl-C must not end with a traceback what the interpreter ends within milliseconds."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    for number in _STOP_SIGNALS:
+        # By the loop, which would otherwise do it when it closes, and leave the default in its place.
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

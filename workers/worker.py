@@ -100,6 +100,7 @@ class Worker:
                 messages = [message for message in messages if message.error() is None]
             else:
                 errors = []
+            self._note_watermark()  # before the records: what they do to the handler may end this process
             if messages:
                 hand_off(messages, self._largest, self._publish)
                 self._cells[BROKER_DOWN_SINCE] = UNKNOWN
@@ -107,7 +108,6 @@ class Worker:
                 exit_code = self._on_message_error(message)
                 if exit_code is not None:
                     return exit_code
-            self._note_watermark()
 
     def _publish(self, frame: EncodedFrame) -> None:
         """Into the ring, waiting for room and for the lease."""
