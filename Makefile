@@ -1,12 +1,16 @@
 # make demo: the main job on an embedded broker, with a live view.   make demo BROKERS=host:9092 for a real cluster
-# make test: everything; integration tests need Java 17+ and Maven.  make bench: speed beside a raw loop
+# make test: everything; integration tests need Java 17+ and Maven.  make test PYTEST_ARGS='-k ring': some of them
+# make bench: speed beside a raw loop
 PYTHON ?= python3
+PYTEST_ARGS ?=
 VENV   := .venv
 STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin
 
 .PHONY: demo test unit lint types bench clean
 
+# setuptools warns of every editable install whose folders are not named as the package.
+$(STAMP): export PYTHONWARNINGS = ignore:Editable installation.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip
@@ -17,10 +21,10 @@ demo: $(STAMP)
 	$(RUN)/kafkasrcd demo $(if $(BROKERS),--brokers $(BROKERS))
 
 test: lint types $(STAMP)
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest $(PYTEST_ARGS)
 
 unit: $(STAMP)
-	$(RUN)/python -m pytest tests -m 'not kafka'
+	$(RUN)/python -m pytest -m 'not kafka' $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
