@@ -4,6 +4,7 @@ What fits: a function (or any callable) of one positional argument, annotated ``
 ``list[Message[T]]``, ``list[Message]``, or not at all; plain or ``async def``. Further parameters need defaults.
 """
 
+import functools
 import importlib
 import inspect
 import re
@@ -66,8 +67,9 @@ def load_targets(settings: HandlerSettings, base_directory: Path) -> HandlerTarg
     """
     for entry in reversed(settings.path):
         folder = str((base_directory / entry).resolve())
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+        if folder in sys.path:
+            sys.path.remove(folder)
+        sys.path.insert(0, folder)
     by_pattern = {pattern: load_target(name) for pattern, name in settings.topics.items()}
     return HandlerTargets(by_pattern, load_target(settings.target) if settings.target else None)
 
@@ -80,6 +82,11 @@ def load_target(name: str) -> HandlerTarget:
     function = _import(name, module_name, attribute)
     if not callable(function):
         raise ConfigurationError(f"handler target {name!r} is a {type(function).__name__}, not a function")
+    if inspect.isclass(function):
+        raise ConfigurationError(f"handler target {name!r} is a class; name a function, or a method of an object")
+    body = _body(function)
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+        raise ConfigurationError(f"handler target {name!r} is a generator (it has a yield): its code would never run")
     annotation = _annotation(name, function)
     is_batch = typing.get_origin(annotation) is list or annotation is list
     if is_batch:
@@ -100,11 +107,14 @@ def load_target(name: str) -> HandlerTarget:
             f"handler target {name!r}: no JSON can be read as {_shown(payload_type)} ({error}); use a dataclass, "
             "TypedDict, msgspec.Struct, a pydantic model, or Message without a type"
         ) from None
-    # A callable object is async where its __call__ is.
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )
-    return HandlerTarget(name, function, is_async, is_batch, payload_type, decode)
+    return HandlerTarget(name, function, inspect.iscoroutinefunction(body), is_batch, payload_type, decode)
+
+
+def _body(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs when ``function`` is called: of a partial its function, of a callable object its ``__call__``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _import(name: str, module_name: str, attribute: str) -> Any:
@@ -117,7 +127,7 @@ def _import(name: str, module_name: str, attribute: str) -> Any:
                 f"handler target {name!r}: there is no module {missing!r} in handler.path or installed"
             ) from None
         raise ConfigurationError(f"handler target {name!r}: its module imports {missing!r}, not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"handler target {name!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
         ) from error
@@ -125,9 +135,10 @@ def _import(name: str, module_name: str, attribute: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            public = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known))]
+            public = [each for each in dir(found) if not each.startswith("_") and callable(getattr(found, each, None))]
             raise ConfigurationError(
-                f"handler target {name!r}: module {module_name!r} has no {attribute!r}; it has {', '.join(public)}"
+                f"handler target {name!r}: module {module_name!r} has no {attribute!r}; "
+                f"it has {', '.join(public) or 'nothing to call'}"
             ) from None
     return found
 
@@ -163,9 +174,8 @@ def _annotation(name: str, function: Callable[..., Any]) -> Any:
         raise ConfigurationError(f"handler target {name!r} is {_shown(inspect.signature(function))}; {_CURE}")
     if positional[0].annotation is inspect.Parameter.empty:
         return inspect.Parameter.empty
-    annotated = function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
     try:
-        return typing.get_type_hints(annotated, include_extras=True)[positional[0].name]
+        return typing.get_type_hints(_body(function), include_extras=True)[positional[0].name]
     except Exception as error:  # noqa: BLE001 - it evaluates the user's expressions
         raise ConfigurationError(f"handler target {name!r}: its annotation cannot be resolved: {error}") from None
 
@@ -176,4 +186,9 @@ def _shown(annotation: Any) -> str:
 
 def _matcher(pattern: str) -> Callable[[str], object]:
     """As librdkafka takes topics: a name, or a regular expression where it starts with ``^``."""
-    return re.compile(pattern).search if pattern.startswith("^") else pattern.__eq__
+    if not pattern.startswith("^"):
+        return pattern.__eq__
+    try:
+        return re.compile(pattern).search
+    except re.error as error:
+        raise ConfigurationError(f"handler.topics has {pattern!r}, no regular expression: {error}") from None
