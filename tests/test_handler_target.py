@@ -162,7 +162,7 @@ def test_annotations(load: Load, annotation: str, value: bytes, expected: object
 def test_a_constraint_in_the_annotation_is_asked(load: Load) -> None:
     target = load("def handle(message: Message[typing.Annotated[int, msgspec.Meta(gt=0)]]): seen.append(message)")
     assert target.decode(b"1") == 1
-    with pytest.raises(ValueError, match="> 0"):
+    with pytest.raises(ValueError, match="Expected `int` >= 1"):
         target.decode(b"0")
 
 
