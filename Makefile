@@ -10,12 +10,14 @@ RUN    := $(VENV)/bin
 .PHONY: demo test unit lint types bench clean
 
 # setuptools warns of every editable install whose folders are not named as the package.
+# The lock: of two makes at once one installs, and the other waits.
 $(STAMP): export PYTHONWARNINGS = ignore:Editable installation.
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --upgrade pip
-	$(RUN)/python -m pip install --quiet -e '.[dev]'
-	touch $(STAMP)
+	flock . sh -c 'test $(STAMP) -nt pyproject.toml || { \
+	    $(PYTHON) -m venv $(VENV) && \
+	    $(RUN)/python -m pip install --quiet --upgrade pip && \
+	    $(RUN)/python -m pip install --quiet -e ".[dev]" && \
+	    touch $(STAMP); }'
 
 demo: $(STAMP)
 	$(RUN)/kafkasrcd demo $(if $(BROKERS),--brokers $(BROKERS))
