@@ -20,6 +20,7 @@ COMMANDS = {
     "status": "kafkasrcd.daemon.service_commands:status",
     "stop": "kafkasrcd.daemon.service_commands:stop",
     "config": "kafkasrcd.daemon.config_commands:config",
+    "demo": "kafkasrcd.daemon.demo_commands:demo",
 }
 """Every command and the function it is. A new command is registered here, in the order of ``--help``."""
 
