@@ -509,7 +509,7 @@ def test_where_the_service_may_not_be_looked_for_it_is_not_said_to_be_down(
         ("def handle(message: 'Nowhere'): ...", "its annotation cannot be resolved"),
         ("def handle(message)", "SyntaxError"),
         ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
-        ("raise SystemExit('no licence')", "exit"),
+        ("raise SystemExit('no licence')", "SystemExit: no licence"),
         ("import os; os._exit(9)", "a handler process ended with exit code 9 while importing its target"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with SIGSEGV while importing"),
     ],
