@@ -8,12 +8,12 @@ runs.
 import asyncio
 from typing import Any, Final
 
-from kafkasrcd.errors import RingCorrupted
+from kafkasrcd.errors import HandlerError, RingCorrupted
 from kafkasrcd.message import Message
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
-from kafkasrcd.workers.handler_target import HandlerTarget
+from kafkasrcd.workers.handler_target import HandlerTarget, refuse_awaitable
 from kafkasrcd.workers.ring import IN_FLIGHT
 
 _TURN_NS: Final = 10_000_000
@@ -29,6 +29,9 @@ async def run(bindings: HandlerBindings) -> None:
     tasks: dict[int, asyncio.Task[None]] = {}
     bells: dict[int, asyncio.Event] = {}
     while bindings.receive():
+        for task in tasks.values():
+            if task.done():
+                task.result()  # a defect: not one partition that stands still in silence, but an end that is seen
         bound = {cursor.binding: cursor for cursor in bindings.cursors()}
         for binding in tasks.keys() - bound.keys():
             tasks.pop(binding).cancel()
@@ -36,6 +39,7 @@ async def run(bindings: HandlerBindings) -> None:
         for binding in bound.keys() - tasks.keys():
             bells[binding] = asyncio.Event()
             tasks[binding] = asyncio.create_task(_serve(bindings, bound[binding], bells[binding]))
+            tasks[binding].add_done_callback(lambda _: wake.set())
         bindings.awake()
         for bell in bells.values():
             bell.set()
@@ -57,7 +61,7 @@ async def _serve(bindings: HandlerBindings, cursor: PartitionCursor, bell: async
             bindings.report_failed(cursor)
             return
         bell.clear()
-        if wait_ms and (wait_ms < IDLE_MS or cursor.reader.await_frame()):
+        if wait_ms and (cursor.held_back or cursor.reader.await_frame()):
             try:
                 await asyncio.wait_for(bell.wait(), wait_ms / 1000)
             except TimeoutError:
@@ -79,10 +83,17 @@ async def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
 
 
 async def _call(target: HandlerTarget, argument: object) -> None:
-    if target.is_async:
+    if not target.is_async:
+        refuse_awaitable(target.function(argument))
+        return
+    try:
         await target.function(argument)
-    else:
-        target.function(argument)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody cancelled this partition: something that the handler waited for was.
+        raise HandlerError("what it waited for was cancelled") from error
 
 
 async def _single_records(cursor: PartitionCursor) -> float:

@@ -41,12 +41,16 @@ class PartitionCursor:
         self.columns: Columns | None = None
         self.index = 0
         self.attempts = 0
+        """How often the handler raised for the record (or batch) at ``_attempted``."""
+        self._attempted = _NEVER
         self.retry_at_ns = 0
         """Boot time before which the current record is not tried again."""
         self.failed: str | None = None
         """Why this partition stands still before the record at ``failed_offset``."""
         self.failed_offset = _NEVER
         self.reported = False
+        self._loaded = self.cells[PROCESSED]
+        """Next offset after the last frame in hand or before it."""
         self._releases: deque[tuple[int, int]] = deque()
         self._settings = settings
         self._log = log
@@ -56,6 +60,11 @@ class PartitionCursor:
     def coordinates(self) -> dict[str, Any]:
         """For log lines."""
         return {"topic": self.topic, "partition": self.partition, "epoch": self.memory.epoch}
+
+    @property
+    def held_back(self) -> bool:
+        """Whether one more frame would change nothing now: it stands still, waits to try again, or has no lease."""
+        return self.failed is not None or self.retry_at_ns != 0 or not self.memory.leased
 
     def load(self) -> bool:
         """Have a record at ``index``; False where the ring has no more. Raises RingCorrupted."""
@@ -67,10 +76,12 @@ class PartitionCursor:
             payload, position = frame
             columns = decode_frame(payload)
             self._releases.append((columns.offsets[-1], position))
-            processed = self.cells[PROCESSED]
+            # Not PROCESSED alone: a batch in the making has taken records that are not processed yet.
+            loaded = max(self._loaded, self.cells[PROCESSED])
+            self._loaded = max(loaded, columns.offsets[-1] + 1)
             self.index = 0
-            if columns.offsets[0] < processed:
-                self.index = sum(1 for offset in columns.offsets if offset < processed)
+            if columns.offsets[0] < loaded:
+                self.index = sum(1 for offset in columns.offsets if offset < loaded)
             if columns.errors:
                 # In place of its value, so that decoding it fails and the path of good records has no test for it.
                 values: list[Any] = list(columns.values)
@@ -94,7 +105,6 @@ class PartitionCursor:
         """Everything up to ``offset`` is processed, ``count`` records by the handler since the last call."""
         self.cells[PROCESSED] = offset + 1
         self.cells[HANDLED] += count
-        self.attempts = 0
 
     def put_back(self) -> None:
         """Nothing is in the handler's hands."""
@@ -116,6 +126,9 @@ class PartitionCursor:
     def raised(self, offsets: Sequence[int], error: Exception) -> bool:
         """The handler raised for the record (or batch) at ``offsets``. True where that was the last attempt."""
         self.cells[FAILURES] += 1
+        if offsets[0] != self._attempted:
+            self.attempts = 0
+            self._attempted = offsets[0]
         self.attempts += 1
         last = self.attempts > self._settings.max_retries
         # From the handler's own frame on: the lines above it are not the user's.
@@ -159,6 +172,7 @@ class PartitionCursor:
             offset=offsets[0],
             **self.coordinates,
         )
+        self.release_processed()
 
     def _backoff_ns(self) -> int:
         """Doubling with the attempts, capped, the upper half of it random: partitions that fail together spread."""

@@ -63,6 +63,8 @@ class HandlerBindings:
         try:
             cursor = PartitionCursor(self._settings, target, bind, descriptors, self._log)
         except RingCorrupted as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
             self.channel.send(RingBroken(binding=bind.binding, reason=str(error)))
             return
         self._cursors[bind.binding] = cursor
@@ -77,11 +79,7 @@ class HandlerBindings:
 
     def await_frames(self) -> bool:
         """Announce a sleep to every idle partition's worker; False where one has a frame by now."""
-        return all(
-            cursor.reader.await_frame()
-            for cursor in self._cursors.values()
-            if cursor.failed is None and not cursor.retry_at_ns and cursor.memory.leased
-        )
+        return all(cursor.reader.await_frame() for cursor in self._cursors.values() if not cursor.held_back)
 
     def awake(self) -> None:
         """The sleep is over."""

@@ -110,6 +110,17 @@ def load_target(name: str) -> HandlerTarget:
     return HandlerTarget(name, function, inspect.iscoroutinefunction(body), is_batch, payload_type, decode)
 
 
+def refuse_awaitable(returned: object) -> None:
+    """Raise TypeError where a plain handler returned a coroutine: nobody awaits it, and nothing would have been done.
+
+    What else it returns is its own business. A wrapper around an async function can be told only when it is called.
+    """
+    if hasattr(type(returned), "__await__"):
+        if inspect.iscoroutine(returned):
+            returned.close()
+        raise TypeError("it returned a coroutine, which nobody awaits; declare the function that is named async def")
+
+
 def _body(function: Callable[..., Any]) -> Callable[..., Any]:
     """What runs when ``function`` is called: of a partial its function, of a callable object its ``__call__``."""
     while isinstance(function, functools.partial):

@@ -10,6 +10,7 @@ from kafkasrcd.message import Message
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
+from kafkasrcd.workers.handler_target import refuse_awaitable
 from kafkasrcd.workers.partition_memory import LEASE
 from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, PROCESSED
 
@@ -86,16 +87,14 @@ def _single_records(cursor: PartitionCursor) -> float:
             given_up = cursor.failed is None
             break
         try:
-            function(Message(payload, key, topic, partition, offset, timestamp, headers))
+            returned = function(Message(payload, key, topic, partition, offset, timestamp, headers))
+            if returned is not None:
+                refuse_awaitable(returned)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-            if index > first:
-                cursor.attempts = 0
             given_up = cursor.raised([offset], error) and cursor.failed is None
             break
         cells[PROCESSED] = offset + 1
         index += 1
-    else:
-        cursor.attempts = 0
     cursor.put_back()
     cells[HANDLED] += index - first
     cursor.index = index + given_up
@@ -113,7 +112,7 @@ def _one_batch(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
         cursor.put_back()
         return LEASE_WAIT_MS
     try:
-        cursor.target.function(batch.messages)
+        refuse_awaitable(cursor.target.function(batch.messages))
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         batch.raised(error)
     else:
