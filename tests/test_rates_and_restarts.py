@@ -1,0 +1,42 @@
+"""Rolling rates and restart delays: small clocks that operators and partitions depend on."""
+
+import pytest
+
+from kafkasrcd.daemon.backoff import RestartBackoff
+from kafkasrcd.daemon.rolling_rate import WINDOW_SECONDS, RollingRate
+
+
+def test_a_rate_is_right_from_the_first_second() -> None:
+    rate = RollingRate(now=100.0)
+    assert rate.per_second == 0.0
+    rate.observe(101.0, 500)
+    assert rate.per_second == 500.0
+    rate.observe(102.0, 700)
+    assert rate.per_second == 350.0
+
+
+def test_a_rate_forgets_what_is_older_than_its_window() -> None:
+    rate = RollingRate(now=0.0)
+    for second in range(1, 301):
+        rate.observe(float(second), 1000 * min(second, 200))
+    assert rate.per_second == 0.0
+    rate.observe(301.0, 200_000 + 600)
+    assert rate.per_second == pytest.approx(600 / WINDOW_SECONDS, rel=0.05)
+
+
+def test_a_rate_is_never_negative() -> None:
+    rate = RollingRate(now=0.0, total=10)
+    rate.observe(1.0, 5)
+    assert rate.per_second == 0.0
+
+
+def test_the_first_restart_is_at_once_and_the_next_ones_wait_longer() -> None:
+    backoff = RestartBackoff(limit=4, window_seconds=60.0)
+    assert [backoff.next_delay() for _ in range(4)] == [0.0, 0.2, 0.4, 0.8]
+    assert backoff.next_delay() is None
+    assert backoff.total == 4
+
+
+def test_restarts_long_ago_do_not_count() -> None:
+    backoff = RestartBackoff(limit=1, window_seconds=0.0)
+    assert [backoff.next_delay() for _ in range(5)] == [0.0] * 5
