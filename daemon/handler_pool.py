@@ -204,9 +204,11 @@ class HandlerPool:
     def _blame(self, slot: HandlerSlot, exit_code: int) -> None:
         """Count the death against the record that was in its hands, and stop a partition whose record kills."""
         for partition in list(slot.bound.values()):
-            offset = None if partition.memory is None else partition.memory.in_flight
-            if offset is None:
+            memory = partition.memory
+            offset = None if memory is None else memory.in_flight
+            if memory is None or offset is None:
                 continue
+            memory.handler_ended()
             deaths = partition.count_crash(offset)
             self._log.warning(
                 "record_in_flight",

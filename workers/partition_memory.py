@@ -104,6 +104,11 @@ class PartitionMemory:
         offset = self.ring_cells[IN_FLIGHT]
         return None if offset < self.ring_cells[PROCESSED] else offset
 
+    def handler_ended(self) -> None:
+        """The handler process is dead: nothing is in its hands. Its cell is written for it, before it has a successor;
+        else a drain would wait for a record that nobody holds."""
+        self.ring_cells[IN_FLIGHT] = self.ring_cells[PROCESSED] - 1
+
     def close(self) -> None:
         """Close the descriptor. The mapping goes with the last view into it, the memory with its last mapping."""
         os.close(self.fd)
