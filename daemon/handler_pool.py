@@ -47,6 +47,8 @@ class HandlerSlot:
         self.problem = ""
         """Why the process in it cannot work; empty where it can."""
         self.backoff = backoff
+        self.restart: asyncio.TimerHandle | None = None
+        """The last one that was planned."""
 
 
 class HandlerPool:
@@ -69,7 +71,6 @@ class HandlerPool:
         self._log = EventLog("handlers")
         self._bindings = 0
         self._stopping = False
-        self._restarts: set[asyncio.TimerHandle] = set()
         self._boot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         supervisor = settings.supervisor
         # No limit: without handlers nothing goes on, and a record that kills is stopped by its partition's own count.
@@ -125,8 +126,9 @@ class HandlerPool:
     async def stop(self, seconds: float) -> None:
         """End all: idle ones by themselves, the rest killed after ``seconds``."""
         self._stopping = True
-        for timer in self._restarts:
-            timer.cancel()
+        for slot in self.slots:
+            if slot.restart is not None:
+                slot.restart.cancel()
         children = [slot.child for slot in self.slots if slot.child is not None and slot.child.exit_code is None]
         for child in children:
             child.send(Exit())
@@ -188,8 +190,7 @@ class HandlerPool:
             slot=slot.slot,
             exit_code=exit_code,
         )
-        timer = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
-        self._restarts = {pending for pending in self._restarts if not pending.cancelled()} | {timer}
+        slot.restart = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
 
     @property
     def _booted(self) -> bool:
