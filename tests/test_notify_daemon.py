@@ -75,7 +75,10 @@ class Systemd:
         os.close(self._closing)
 
     def _receive(self) -> None:
-        while self._closing not in select.select([self._socket.fileno(), self._closing], [], [])[0]:
+        poller = select.poll()  # select() would take no descriptor above 1023
+        poller.register(self._socket, select.POLLIN)
+        poller.register(self._closing, select.POLLIN)
+        while self._closing not in [descriptor for descriptor, _ in poller.poll()]:
             message, ancillary, _, _ = self._socket.recvmsg(8192, socket.CMSG_SPACE(CREDENTIALS.size))
             (pid,) = [CREDENTIALS.unpack(data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS]
             lines = [line.partition("=") for line in message.decode().split("\n")]
