@@ -144,10 +144,14 @@ class Rig:
         """The runner itself, in this thread; returns when it is told to end."""
         targets = HandlerTargets({}, target or self.target())
         bindings = HandlerBindings(self.settings, targets, self.channel, self.bell)
-        if self.kind.is_async:
-            asyncio.run(async_runner.run(bindings))
-        else:
-            sync_runner.run(bindings)
+        try:
+            if self.kind.is_async:
+                asyncio.run(async_runner.run(bindings))
+            else:
+                sync_runner.run(bindings)
+        finally:
+            for cursor in bindings.cursors():  # as the end of a handler process does
+                cursor.close()
 
     def start(self, target: HandlerTarget | None = None) -> None:
         def run() -> None:
