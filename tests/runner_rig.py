@@ -112,6 +112,8 @@ class Rig:
         self.supervisor.setblocking(False)
         self.channel = ControlChannel(theirs)
         self.partitions: list[Partition] = []
+        self.descriptors: list[int] = []
+        """Others that are to be closed with this."""
         self.told: list[ControlMessage] = []
         self.error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -247,6 +249,8 @@ class Rig:
         finally:
             for partition in self.partitions:
                 partition.close()
+            for descriptor in self.descriptors:
+                os.close(descriptor)
             self.supervisor.close()
             self.channel.close()
             os.close(self.bell)

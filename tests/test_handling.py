@@ -841,6 +841,7 @@ def test_an_unbound_partition_leaves_nothing_open(make_rig: MakeRig, kind: Kind)
 def dying_partition(rig: Rig) -> tuple[Partition, int]:
     """A partition with good and bad records in two frames, and the read end of a pipe that hears of each record."""
     heard, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    rig.descriptors.append(said)
     partition = rig.partition()
     rig.publish_values(partition, range(3))
     rig.publish_values(partition, range(3, 6), at_4=b"bad")
@@ -904,6 +905,8 @@ def test_a_handler_process_killed_at_any_line_loses_nothing(kind: Kind) -> None:
         successor.close()
         rig.close()
         os.close(heard)
+        del rig, partition, successor
+        gc.collect()  # a mapping holds a descriptor until it goes, and these refer to each other
         if not killed:
             break
     assert len(blamed) > 100
