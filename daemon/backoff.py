@@ -28,4 +28,4 @@ class RestartBackoff:
         if recent > self._limit:
             return None
         self.total += 1
-        return 0.0 if recent == 1 else min(_FIRST_SECONDS * 2 ** (recent - 2), _MOST_SECONDS)
+        return 0.0 if recent == 1 else min(_FIRST_SECONDS * 2 ** min(recent - 2, 30), _MOST_SECONDS)

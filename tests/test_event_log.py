@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,67 @@ def test_a_cause_comes_with_its_traceback_in_one_line() -> None:
     assert "ValueError: of the user's" in json.loads(line)["traceback"]
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("no text: \udcff", "no text: \udcff"),
+        (2**70, 2**70),
+        (b"\xff", r"b'\xff'"),
+        (ValueError("x"), "x"),
+        (Path("/etc"), "/etc"),
+    ],
+    ids=["a file name that is no text", "a large number", "bytes", "an object", "a path"],
+)
+def test_no_event_is_lost_for_what_is_in_it(value: object, expected: object) -> None:
+    stream = _lines("json")
+    EventLog("part").error("it_failed", f"it failed: {value!s}", value=value)
+    (line,) = stream.getvalue().splitlines()
+    line.encode("ascii")
+    assert json.loads(line)["value"] == expected
+    assert json.loads(line)["message"] == f"it failed: {value!s}"
+
+
+def test_times_are_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        stream = _lines("json")
+        before = datetime.now(UTC)
+        EventLog("part").info("it_happened", "x")
+        at = datetime.fromisoformat(json.loads(stream.getvalue())["time"])
+        assert timedelta(milliseconds=-1) <= at - before < timedelta(seconds=10)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_people_see_the_traceback_below_the_sentence() -> None:
+    stream = _lines("human")
+    try:
+        raise ValueError("of the user's")
+    except ValueError as error:
+        EventLog("part").error("it_failed", "it failed", cause=error)
+    first, *more = stream.getvalue().splitlines()
+    assert first.endswith("it failed")
+    assert more[0].startswith("Traceback")
+    assert more[-1] == "ValueError: of the user's"
+
+
+def test_configured_again_it_writes_once_and_to_the_new_place(capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = _lines("json"), _lines("json")
+    root = logging.getLogger()
+    elsewhere = logging.StreamHandler(io.StringIO())
+    root.addHandler(elsewhere)
+    try:
+        EventLog("part").error("it_happened", "x")
+    finally:
+        root.removeHandler(elsewhere)
+    assert old.getvalue() == ""
+    assert len(new.getvalue().splitlines()) == 1
+    assert elsewhere.stream.getvalue() == "", "other loggers of the process get none of it"
+    assert capsys.readouterr().err == ""
+
+
 def test_people_read_a_sentence_first() -> None:
     stream = _lines("human")
     EventLog("part").warning("it_happened", "50 % happened", topic="orders")
@@ -74,6 +138,12 @@ def test_a_repeated_failure_is_counted_and_not_repeated(monkeypatch: pytest.Monk
         log.repeated("it_failed", "it failed", same=(1,))
     log.repeated("it_failed", "it failed elsewhere", same=(2,))
     assert len(stream.getvalue().splitlines()) == 2
-    now[0] += 10
+    for _ in range(9):
+        now[0] += 0.5
+        log.repeated("it_failed", "it failed", same=(1,))
+    assert len(stream.getvalue().splitlines()) == 2
+    now[0] += 0.5  # five seconds after the line, however often it came meanwhile
     log.repeated("it_failed", "it failed", same=(1,))
-    assert json.loads(stream.getvalue().splitlines()[-1])["repeated"] == 999
+    assert json.loads(stream.getvalue().splitlines()[-1])["repeated"] == 1008
+    log.repeated("something_else", "and another event of the same", same=(1,))
+    assert len(stream.getvalue().splitlines()) == 4

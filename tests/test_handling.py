@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import random
+import re
 import select
 import time
 from collections.abc import Callable, Generator
@@ -13,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kafkasrcd.message import Message, encode_headers
@@ -341,26 +343,78 @@ def test_a_backoff_is_waited_out(make_rig: MakeRig, kind: Kind) -> None:
     assert third - second >= 0.06
 
 
-def test_a_long_backoff_is_slept_through(make_rig: MakeRig, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = 0
-    runner = async_runner if kind.is_async else sync_runner
-    real = vars(runner)["_turn"]
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows with every turn of every partition, and with every look at the supervisor's messages."""
+    counted: list[None] = []
 
-    def counted(*arguments: Any) -> Any:
-        nonlocal turns
-        turns += 1
-        return real(*arguments)
+    def count_calls(owner: object, name: str) -> None:
+        real = vars(owner)[name]
 
-    monkeypatch.setattr(runner, "_turn", counted)
+        def counting(*arguments: Any) -> Any:
+            counted.append(None)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for runner in (sync_runner, async_runner):
+        count_calls(runner, "_turn")
+    count_calls(handler_bindings.HandlerBindings, "receive")
+    return counted
+
+
+def test_a_long_backoff_is_slept_through(make_rig: MakeRig, kind: Kind, looks: list[None]) -> None:
     rig = make_rig(kind, settings_of(max_retries=1, backoff_ms=20_000, backoff_max_ms=20_000, batch=1), failing(0))
     partition = rig.partition()
     for offset in range(3):
         rig.publish_values(partition, [offset])
     rig.start()
     rig.wait(lambda: partition.counts[1] == 1, "the first attempt")
-    turns = 0
+    looks.clear()
     time.sleep(0.25)
-    assert turns < 10, "it looks again and again instead of sleeping"
+    assert len(looks) < 10, "it looks again and again instead of sleeping"
+
+
+def test_without_a_lease_it_looks_now_and_then(make_rig: MakeRig, kind: Kind, looks: list[None]) -> None:
+    rig = make_rig(kind)
+    partition = rig.partition(leased=False)
+    rig.publish_values(partition, range(3))
+    rig.start()
+    time.sleep(0.25)
+    assert 3 <= len(looks) < 60, "every 20 ms"
+
+
+def test_without_work_it_sleeps(make_rig: MakeRig, kind: Kind, looks: list[None]) -> None:
+    rig = make_rig(kind)
+    partition = rig.partition()
+    rig.start()
+    for offset in range(3):
+        rig.publish_values(partition, [offset])
+        rig.wait_processed(partition, offset + 1)
+    rig.wait(lambda: partition.cells[READER_WAITING], "the runner to sleep")
+    time.sleep(0.02)
+    looks.clear()
+    time.sleep(0.25)
+    assert len(looks) < 10
+
+
+def test_a_runner_at_work_is_not_rung_for(make_rig: MakeRig, kind: Kind) -> None:
+    """A bell for every frame would be a system call for every frame."""
+    waiting: list[int] = []
+    rig = make_rig(kind)
+    partition = rig.partition()
+
+    def act(_: Message[Any]) -> None:
+        waiting.append(partition.cells[READER_WAITING])
+
+    rig.act = act
+    rig.start()
+    for offset in range(50):
+        rig.publish_values(partition, [offset])
+        if offset % 5 == 0:
+            rig.wait(partial(partition.cells.__getitem__, READER_WAITING), "the runner to sleep")
+    rig.wait_processed(partition, 50)
+    assert waiting == [0] * 50
 
 
 def test_a_backoff_holds_up_nothing_else(make_rig: MakeRig, kind: Kind) -> None:
@@ -417,6 +471,53 @@ def test_a_handler_that_ends_the_process_ends_it_with_its_record_in_flight(
         rig.run()
     assert partition.processed == 2
     assert partition.memory.in_flight == 2
+
+
+class Speechless(Exception):
+    """One whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError("no such file: \udcff.csv"), r"raised OSError: no such file: \\udcff.csv"),
+        (Speechless(), r"raised .*Speechless: <exception str\(\) failed>"),
+        (ValueError("two\nlines"), r"raised ValueError: two\nlines"),
+        (ValueError(), r"raised ValueError$"),
+    ],
+    ids=["a file name that is no text", "no text at all", "two lines", "empty"],
+)
+def test_whatever_a_handler_raises_can_be_told(make_rig: MakeRig, kind: Kind, error: Exception, says: str) -> None:
+    """Otherwise the process would end instead of the partition, and again and again: nothing is in flight to blame."""
+
+    def act(_: Message[Any]) -> None:
+        raise error
+
+    rig = make_rig(kind, settings_of(max_retries=1), act)
+    partition = rig.partition()
+    rig.publish_values(partition, [0])
+    rig.start()
+    rig.wait(rig.hear, "the partition to stop")
+    (told,) = rig.hear()
+    assert isinstance(told, RecordFailed)
+    assert re.search(says, told.error)
+
+
+def test_whatever_a_decoder_raises_can_be_told(make_rig: MakeRig, kind: Kind) -> None:
+    def decode(_: Any) -> Any:
+        raise ValueError("not for \udcff")
+
+    rig = make_rig(kind)
+    partition = rig.partition()
+    rig.publish_values(partition, [0])
+    rig.start(msgspec.structs.replace(rig.target(), decode=decode))
+    rig.wait(rig.hear, "the partition to stop")
+    (told,) = rig.hear()
+    assert isinstance(told, RecordFailed)
+    assert told.error == r"cannot be deserialized: ValueError: not for \udcff"
 
 
 def test_a_cancellation_from_within_is_a_failure_of_the_record(make_rig: MakeRig) -> None:
@@ -605,6 +706,27 @@ def test_the_end_of_the_lease_is_before_the_next_record(make_rig: MakeRig, kind:
     partition.memory.extend_lease(60)
     rig.wait_processed(partition, 9)
     assert rig.handled == list(range(9)), "each once"
+
+
+def test_a_lease_that_ends_while_records_are_gathered(make_rig: MakeRig) -> None:
+    for kind in (PLAIN_BATCH, ASYNC_BATCH):
+        rig = make_rig(kind)
+        partition = rig.partition()
+
+        def decode(value: Any, partition: Partition = partition) -> Any:
+            partition.memory.stop()
+            return value
+
+        rig.publish_values(partition, range(3))
+        rig.start(msgspec.structs.replace(rig.target(), decode=decode))
+        memory = partition.memory
+        rig.wait(lambda: not memory.leased, "the lease to end")  # noqa: B023 - waited for right here
+        time.sleep(QUIET_SECONDS)
+        assert rig.calls == []
+        assert partition.memory.in_flight is None
+        partition.memory.extend_lease(60)
+        rig.wait_processed(partition, 3)
+        assert rig.calls == [[0, 1, 2]]
 
 
 def test_a_lease_that_ends_during_a_backoff_ends_it(make_rig: MakeRig, kind: Kind) -> None:
@@ -906,7 +1028,8 @@ def test_a_handler_process_killed_at_any_line_loses_nothing(kind: Kind) -> None:
         rig.close()
         os.close(heard)
         del rig, partition, successor
-        gc.collect()  # a mapping holds a descriptor until it goes, and these refer to each other
+        if len(blamed) % 20 == 0:
+            gc.collect()  # a mapping holds a descriptor until it goes, and these refer to each other
         if not killed:
             break
     assert len(blamed) > 100

@@ -112,7 +112,7 @@ class PartitionCursor:
 
     def undecodable(self, offset: int, value: object, error: Exception) -> None:
         """The record cannot be deserialized: no further attempt would change that."""
-        reason = value.reason if isinstance(value, RecordError) else f"{type(error).__name__}: {error}"
+        reason = value.reason if isinstance(value, RecordError) else f"{type(error).__name__}: {_text(error)}"
         self.cells[FAILURES] += 1
         self._log.repeated(
             "record_undecodable",
@@ -135,8 +135,8 @@ class PartitionCursor:
         error = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
         self._log.repeated(
             "handler_failed",
-            f"{self.target.name} raised {type(error).__name__} at {self.topic}[{self.partition}]@{offsets[0]}: {error} "
-            f"(attempt {self.attempts} of {self._settings.max_retries + 1})",
+            f"{self.target.name} raised {type(error).__name__} at {self.topic}[{self.partition}]@{offsets[0]}: "
+            f"{_text(error)} (attempt {self.attempts} of {self._settings.max_retries + 1})",
             same=(self.binding,),
             cause=error,
             offset=offsets[0],
@@ -147,8 +147,8 @@ class PartitionCursor:
             self.retry_at_ns = boottime_ns() + self._backoff_ns()
             return False
         if len(offsets) == 1:
-            text = "".join(traceback.format_exception_only(error)).strip()
-            self._give_up(offsets, f"{self.target.name} raised {text}")
+            said = _printable("".join(traceback.format_exception_only(error)).strip())
+            self._give_up(offsets, f"{self.target.name} raised {said}")
         return True
 
     def close(self) -> None:
@@ -180,3 +180,16 @@ class PartitionCursor:
             self._settings.retry_backoff_ms * 2 ** min(self.attempts - 1, 30), self._settings.retry_backoff_max_ms
         )
         return int(milliseconds * self._random.uniform(0.5, 1.0) * 1e6)
+
+
+def _text(error: Exception) -> str:
+    """``str(error)``, also where the user's ``__str__`` raises: then it is not a death of the process."""
+    try:
+        return _printable(str(error))
+    except Exception as second:  # noqa: BLE001 - the user's code may raise anything
+        return f"(no text: {type(second).__name__})"
+
+
+def _printable(text: str) -> str:
+    """With what is no Unicode (of a file name) escaped: it could not be sent to the supervisor."""
+    return text.encode(errors="backslashreplace").decode()

@@ -4,6 +4,7 @@ Each process writes its own lines to standard error; a line is one write, shorte
 in all but the longest tracebacks. The same event of the same partition, repeated, is counted and not repeated.
 """
 
+import json
 import logging
 import sys
 import time
@@ -29,7 +30,10 @@ class _JsonLine(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except orjson.JSONEncodeError:  # text that is no Unicode (of file names), an integer of more than 64 bits
+            return json.dumps(line, default=str)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

@@ -27,8 +27,9 @@ def run(bindings: HandlerBindings) -> None:
         wait_ms = IDLE_MS
         for cursor in bindings.cursors():
             wait_ms = min(wait_ms, _turn(bindings, cursor))
-        if wait_ms and bindings.await_frames():
-            poller.poll(wait_ms)
+        if wait_ms:
+            if bindings.await_frames():
+                poller.poll(wait_ms)
             bindings.awake()
 
 
