@@ -12,6 +12,14 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
+import pytest
+
+
+def _require_opcodes(*, lines: bool) -> None:
+    """Python 3.13 leaves out opcodes of the first calls of a function, so that there steps would be missing."""
+    if not lines and sys.version_info >= (3, 13):
+        pytest.skip("Python 3.13 does not trace every opcode; 3.11 and 3.12 do")
+
 
 @contextmanager
 def acting_at(
@@ -21,6 +29,7 @@ def acting_at(
 
     Yields a list that is no longer empty once ``act`` was called. What ``act`` itself runs is not counted.
     """
+    _require_opcodes(lines=lines)
     files = {module.__file__ for module in modules}
     counted = "line" if lines else "opcode"
     acted: list[bool] = []
@@ -77,6 +86,8 @@ def die() -> NoReturn:
 
 def killed_at(step: int, modules: Collection[ModuleType], run: Callable[[], object], *, lines: bool = False) -> bool:
     """Call ``run`` in a child process that is killed before that step; False where it has fewer and ended by itself."""
+
+    _require_opcodes(lines=lines)
 
     def until_killed() -> None:
         with acting_at(step, modules, die, lines=lines):
