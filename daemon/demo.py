@@ -16,7 +16,7 @@ import msgspec
 from kafkasrcd.daemon.configuration_sources import ENVIRONMENT_PREFIX, ignored_variables
 from kafkasrcd.daemon.control_client import ControlClient
 from kafkasrcd.daemon.demo_children import Child
-from kafkasrcd.daemon.demo_directory import GROUP, TOPIC, DemoDirectory, open_directory
+from kafkasrcd.daemon.demo_directory import EMBEDDED_TOPIC, GROUP, TOPIC, DemoDirectory, open_directory
 from kafkasrcd.daemon.demo_producer import ProducerReport
 from kafkasrcd.daemon.demo_tally import Tally, read_tally
 from kafkasrcd.daemon.status import Status
@@ -29,6 +29,8 @@ _LOOK_SECONDS: Final = 0.5
 _BROKER_SECONDS: Final = 15.0
 _JOIN_SECONDS: Final = 60.0
 """To join the group; after a killed demo its session of 10 s has to end first."""
+_REPORT_WAIT_SECONDS: Final = 0.1
+"""Twice as long as the producer's next report takes."""
 _PRODUCER_SECONDS: Final = 15.0
 """The producer's own flush takes 10 s at most."""
 _CATCH_UP_SECONDS: Final = 60.0
@@ -52,6 +54,7 @@ class DemoProgress(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to see, at one moment. ``status`` is None while the daemon does not answer."""
 
     step: str
+    topic: str
     brokers: str
     embedded: bool
     rate: int
@@ -120,12 +123,14 @@ class Demo:
         self._look_due = 0.0
         self._step = "starting"
         self._brokers = ""
+        self._topic = EMBEDDED_TOPIC if options.brokers is None else TOPIC
         self._report = ProducerReport()
         self._status: Status | None = None
         self._shared = False
         self._restarts = 0
         self._directory: DemoDirectory
         self._children: list[Child] = []
+        self._producer: Child | None = None
 
     def run(self) -> DemoOutcome:
         """Until SIGINT, SIGTERM or the time is up; every process is gone then.
@@ -151,17 +156,18 @@ class Demo:
             self._brokers = self._start_broker(stack)
         else:
             self._brokers = options.brokers
-            prepare_topic(self._brokers, TOPIC)
-        before = group_offsets(self._brokers, GROUP, TOPIC)
-        directory.write(self._brokers, options.processes or min(_MOST_PROCESSES, os.cpu_count() or 1))
+            prepare_topic(self._brokers, self._topic)
+        before = group_offsets(self._brokers, GROUP, self._topic)
+        processes = options.processes or min(_MOST_PROCESSES, os.cpu_count() or 1)
+        directory.write(self._brokers, self._topic, processes, embedded=options.brokers is None)
         daemon = self._start(stack, "the daemon", "commands", "daemon", "start", "-c", str(directory.configuration))
-        self._step = "starting the daemon"
+        self._step = "starting the daemon; a new group waits some seconds for further members"
         if self._await_group(daemon):
-            producer = self._start(
-                stack, "the producer", "demo_producer", "producer", self._brokers, TOPIC, str(options.rate)
+            self._producer = self._start(
+                stack, "the producer", "demo_producer", "producer", self._brokers, self._topic, str(options.rate)
             )
-            self._produce(daemon, producer)
-            self._catch_up(daemon)
+            self._produce(self._producer)
+            self._catch_up()
         self._stop_daemon(daemon)
         return DemoOutcome(
             embedded=options.brokers is None,
@@ -170,7 +176,7 @@ class Demo:
             backlog=sum(offsets.backlog for offsets in before.values()),
             offsets={
                 number: (offsets.end, offsets.committed)
-                for number, offsets in group_offsets(self._brokers, GROUP, TOPIC).items()
+                for number, offsets in group_offsets(self._brokers, GROUP, self._topic).items()
             },
             shared=self._shared,
             restarts=self._restarts,
@@ -180,7 +186,7 @@ class Demo:
     # ---- the steps, in order -----------------------------------------------------------------------------------
 
     def _start_broker(self, stack: ExitStack) -> str:
-        broker = self._start(stack, "the embedded broker", "demo_broker", "broker", TOPIC)
+        broker = self._start(stack, "the embedded broker", "demo_broker", "broker", self._topic)
         deadline = Deadline(_BROKER_SECONDS)
         while not deadline.passed:
             if lines := broker.new_lines():
@@ -199,12 +205,11 @@ class Demo:
                 raise KafkasrcdError(f"the daemon is not in the group after {_JOIN_SECONDS:g} s; see {daemon.log_path}")
         return False
 
-    def _produce(self, daemon: Child, producer: Child) -> None:
+    def _produce(self, producer: Child) -> None:
         deadline = None if self._options.seconds is None else Deadline(self._options.seconds)
         self._step = "Ctrl-C ends it"
         while not (self._stops or (deadline is not None and deadline.passed)):
             self._turn()
-            self._read(producer)
         self._step = "ending: the producer stops, and waits for what is not yet acknowledged"
         producer.terminate()
         self._children.remove(producer)  # from here on it may end
@@ -212,9 +217,9 @@ class Demo:
         while producer.is_running and not ending.passed:
             self._turn()
         producer.require_success()
-        self._read(producer)
+        self._read_report()
 
-    def _catch_up(self, daemon: Child) -> None:
+    def _catch_up(self) -> None:
         """Until everything acknowledged has been handled, as far as it is ours and can be."""
         self._step = "ending: the daemon handles what is there"
         stops = self._stops
@@ -277,6 +282,7 @@ class Demo:
         self._look_due = time.monotonic() + _LOOK_SECONDS
         self._step = step or self._step
         self._status = self._ask_daemon()
+        tally = self._read_tally()
         if self._status is not None:
             self._restarts = max(self._restarts, sum(handler.restarts for handler in self._status.handlers))
             if self._status.state == "running":
@@ -285,12 +291,13 @@ class Demo:
         self._view.show(
             DemoProgress(
                 step=self._step,
+                topic=self._topic,
                 brokers=self._brokers,
                 embedded=self._options.brokers is None,
                 rate=self._options.rate,
                 elapsed_seconds=time.monotonic() - self._began,
                 report=self._report,
-                tally=read_tally(self._directory.handled),
+                tally=tally,
                 status=self._status,
                 directory=self._directory,
             )
@@ -308,6 +315,17 @@ class Demo:
         finally:
             client.close()
 
-    def _read(self, producer: Child) -> None:
-        if lines := producer.new_lines():
+    def _read_tally(self) -> Tally:
+        """What is handled by now, and then what is produced: an order may be handled before the producer tells of it,
+        and nobody would believe figures that have more handled than produced."""
+        tally = read_tally(self._directory.handled)
+        deadline = Deadline(_REPORT_WAIT_SECONDS)
+        self._read_report()
+        while self._report.produced < tally.orders and self._producer in self._children and not deadline.passed:
+            time.sleep(_REPORT_WAIT_SECONDS / 10)
+            self._read_report()
+        return tally
+
+    def _read_report(self) -> None:
+        if self._producer is not None and (lines := self._producer.new_lines()):
             self._report = msgspec.json.decode(lines[-1], type=ProducerReport)

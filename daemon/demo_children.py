@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 """Becomes the child after asking the kernel for the parent's death; a preexec_fn would run Python between fork and
 exec in a process that may have librdkafka's threads."""
+_LAST_WORDS: Final = re.compile(r"^(?:kafkasrcd: |[\d:]+ error +)(?P<why>.*?)(?:  \(exit_code=\d+\))?$")
+"""Why a command ends, as it says it itself: before it has a log, and in the log's form for people."""
 _TREE_SECONDS: Final = 5.0
 """For what a killed daemon had started to be gone; the kernel takes some 30 ms."""
 
@@ -72,8 +75,11 @@ class Child:
             raise self.failure()
 
     def require_success(self) -> None:
-        """The same where it ended with anything but 0."""
-        if self._process.poll():
+        """After ``terminate``: the same where it ended with anything but 0.
+
+        Ended by the signal itself, it had not begun: what has begun answers SIGTERM by ending in order.
+        """
+        if self._process.poll() not in (0, -signal.SIGTERM):
             raise self.failure()
 
     def failure(self) -> KafkasrcdError:
@@ -81,8 +87,8 @@ class Child:
         code = self._process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines = self.log_path.read_text(errors="replace").strip().splitlines()
-        said = [line for line in lines if line.startswith("kafkasrcd: ")]
-        why = said[-1].removeprefix("kafkasrcd: ") if said else ""
+        said = _LAST_WORDS.match(lines[-1]) if lines else None
+        why = said["why"] if said else ""
         return KafkasrcdError(f"{self.name} {how}{': ' if why else ''}{why}; its log is {self.log_path}")
 
     def remember_tree(self) -> None:

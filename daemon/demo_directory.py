@@ -13,12 +13,35 @@ from typing import Final
 
 from kafkasrcd.errors import KafkasrcdError
 
+EMBEDDED_TOPIC: Final = "orders"
 TOPIC: Final = "kafkasrcd-demo"
+"""On a real cluster, where it must not be anyone's."""
 GROUP: Final = "kafkasrcd-demo"
 
 _MARK: Final = ".kafkasrcd-demo"
 """The file that says that a folder is a demo's, and is locked while one runs there."""
+_EXTRA_CONFIG: Final = """
+[extra_config]
+# The embedded broker answers a fetch that found nothing this much later, whatever has come meanwhile. A real one
+# answers as soon as something comes, so there the default of 500 delays nothing.
+"fetch.wait.max.ms" = 20
+"""
 _LONGEST_SOCKET_PATH: Final = 107  # unix(7): sun_path holds 108 bytes, the last one 0
+
+_README: Final = """\
+This folder belongs to `kafkasrcd demo`; every run writes it anew. Copy from it what you want to keep.
+
+handlers.py         the function that is called with every order
+kafkasrcd.toml      the daemon's configuration
+handled/PID.jsonl   what the handler process PID has handled, a line an order, the latest last;
+                    PID.old.jsonl is what came before. At most 8 MB a process.
+offsets.db          the offset store, in SQLite: how far each partition is processed
+daemon.log          what the daemon says; producer.log and broker.log are of the others
+control.sock        where it answers `kafkasrcd status` while it runs
+
+While the demo runs:     kafkasrcd status -c kafkasrcd.toml
+A project of your own:   kafkasrcd init, in a folder of your own
+"""
 
 _CONFIGURATION: Final = """\
 # Written by `kafkasrcd demo`; `kafkasrcd init` writes one to start from, with every setting explained.
@@ -55,18 +78,19 @@ class DemoDirectory:
         """Where a process's standard error goes."""
         return self.path / f"{name}.log"
 
-    def write(self, brokers: str, processes: int) -> None:
-        """The configuration and the handler."""
+    def write(self, brokers: str, topic: str, processes: int, *, embedded: bool) -> None:
+        """The configuration, the handler, and what is what."""
+        (self.path / "README.txt").write_text(_README, encoding="utf-8")
         text = _CONFIGURATION.format(
             brokers=json.dumps(brokers),  # a JSON text is a TOML text
             group=json.dumps(GROUP),
-            topic=json.dumps(TOPIC),
+            topic=json.dumps(topic),
             processes=processes,
             socket=json.dumps(os.path.relpath(self.control_socket, self.path))
             if self.control_socket.parent == self.path
             else json.dumps(str(self.control_socket)),
         )
-        self.configuration.write_text(text, encoding="utf-8")
+        self.configuration.write_text(text + (_EXTRA_CONFIG if embedded else ""), encoding="utf-8")
         handler = resources.files("kafkasrcd.daemon").joinpath("demo_handlers.py")
         self.handlers.write_text(handler.read_text(encoding="utf-8"), encoding="utf-8")
 

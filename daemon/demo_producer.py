@@ -1,7 +1,7 @@
 """The demo's producer: orders at a steady rate, some users ordering far more than others.
 
-Run as ``python -m kafkasrcd.daemon.demo_producer BROKERS TOPIC RATE``. Prints a ``ProducerReport`` a line, twice a
-second and, after SIGTERM, once more when every order is acknowledged or has failed.
+Run as ``python -m kafkasrcd.daemon.demo_producer BROKERS TOPIC RATE``. Prints a ``ProducerReport`` a line, often, and
+after SIGTERM once more when every order is acknowledged or has failed.
 """
 
 import itertools
@@ -20,7 +20,8 @@ _USERS: Final = 1_000
 _SKEW: Final = 0.9
 """Zipf's exponent: the first user places a tenth of all orders, half of the users together less than that."""
 _TICK_SECONDS: Final = 0.01
-_REPORT_SECONDS: Final = 0.5
+_REPORT_SECONDS: Final = 0.05
+"""Short, so that what is shown as handled is not ahead of what is shown as produced."""
 _MOST_BEHIND_SECONDS: Final = 0.5
 """After a stall, orders of so long are made up for at once; the rest were never placed."""
 _FLUSH_SECONDS: Final = 10.0

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kafkasrcd.daemon.demo import DemoOutcome, DemoProgress
-from kafkasrcd.daemon.demo_directory import GROUP, TOPIC
+from kafkasrcd.daemon.demo_directory import GROUP
 from kafkasrcd.daemon.status_view import status_view
 
 _LINE_SECONDS: Final = 2.0
@@ -81,9 +81,9 @@ class _LiveView(_Summary):
 def _progress(progress: DemoProgress, width: int) -> RenderableType:
     if not progress.brokers:
         return Text(f"{progress.step} ...")
-    where = f"an embedded broker, {progress.brokers}" if progress.embedded else progress.brokers
+    where = f"embedded broker {progress.brokers}" if progress.embedded else progress.brokers
     lines: list[RenderableType] = [
-        Text.assemble(("orders", "bold"), f" -> topic {TOPIC} on {where} -> handlers.py"),
+        Text.assemble(("orders", "bold"), f" -> topic {progress.topic}, {where} -> handlers.py"),
         Text.assemble(
             ("produced ", "dim"), f"{progress.report.produced:,}", ("   handled ", "dim"), f"{progress.tally.orders:,}"
         ),
@@ -106,8 +106,8 @@ def _latest(progress: DemoProgress) -> Iterator[Text]:
     if latest is not None:
         yield Text.assemble(
             ("latest   ", "dim"),
-            f"order {latest.order_id}: {latest.user}, {_euros(latest.amount_cents)} EUR "
-            f"(partition {latest.partition}, offset {latest.offset:,})",
+            f"{latest.order_id} of {latest.user}, {_euros(latest.amount_cents)} EUR, "
+            f"[{latest.partition}] offset {latest.offset:,}",
         )
 
 
@@ -115,7 +115,7 @@ def _summary(outcome: DemoOutcome) -> RenderableType:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
     report, tally = outcome.report, outcome.tally
     table.add_row("produced", f"{report.produced:,} orders, {_euros(report.cents)} EUR", "acknowledged by the broker")
     if outcome.backlog:
@@ -130,7 +130,9 @@ def _summary(outcome: DemoOutcome) -> RenderableType:
 
 def _verdict(outcome: DemoOutcome) -> Iterator[Text]:
     behind = any(end != (committed or 0) for end, committed in outcome.offsets.values())
-    if outcome.shared:
+    if not (outcome.report.produced or outcome.tally.orders):
+        yield Text("It was ended before the first order.", style="bold")
+    elif outcome.shared:
         yield Text(f"Another member of the group {GROUP} has handled some of them.", style="bold")
     elif outcome.missing < 0:
         why = (

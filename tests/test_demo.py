@@ -101,6 +101,63 @@ def test_a_part_that_dies_ends_it_with_one_clear_line(folder: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_a_daemon_that_cannot_start_is_heard(folder: Path) -> None:
+    with _demo(folder, "--seconds", "1") as first:
+        first.communicate(timeout=100)
+    (folder / "demo-output" / "control.sock").write_text("no socket")
+    with _demo(folder) as demo:
+        output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("kafkasrcd: ")]
+    assert "the daemon ended with exit code 78: " in line
+    assert "control.sock is no socket" in line
+
+
+def test_a_daemon_that_dies_ends_it_with_one_clear_line(folder: Path) -> None:
+    with _demo(folder) as demo:
+        _wait_handling(folder)
+        (daemon,) = [child for child in psutil.Process(demo.pid).children() if "start" in child.cmdline()]
+        daemon.kill()
+        output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert "kafkasrcd: the daemon was killed by SIGKILL" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("file", ["kafkasrcd.toml", "daemon.log", "control.sock"])
+def test_it_can_be_ended_while_it_starts(folder: Path, file: str) -> None:
+    with _demo(folder) as demo:
+        wait_until((folder / "demo-output" / file).exists, 60, file, interval_seconds=0.001)
+        demo.send_signal(signal.SIGTERM)
+        output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0, output
+    assert _figures(output) == (0, 0)
+    assert "It was ended before the first order." in output
+
+
+def test_a_deep_folder_keeps_its_socket_elsewhere(folder: Path) -> None:
+    deep = Path("x" * 100, "y")
+    with _demo(folder, "--seconds", "1", "--directory", str(deep)) as demo:
+        output, _ = demo.communicate(timeout=100)
+    assert demo.returncode == 0, output
+    assert "README.txt" in [path.name for path in (folder / deep).iterdir()]
+
+
+def test_killed_processes_of_the_daemon_are_survived(folder: Path) -> None:
+    with _demo(folder) as demo:
+        _wait_handling(folder)
+        (daemon,) = [child for child in psutil.Process(demo.pid).children() if "start" in child.cmdline()]
+        for process in daemon.children(recursive=True)[1:]:  # the first is the fork server
+            process.kill()
+        with pytest.raises(subprocess.TimeoutExpired):
+            demo.communicate(timeout=3)
+        demo.send_signal(signal.SIGINT)
+        output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0, output
+    produced, handled = _figures(output)
+    assert produced <= handled <= produced + 4, output  # a record for each partition may come again
+
+
 def test_a_folder_with_other_files_is_left_alone(folder: Path) -> None:
     (folder / "demo-output").mkdir()
     (folder / "demo-output" / "mine").write_text("precious")
