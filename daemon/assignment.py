@@ -34,6 +34,7 @@ from kafkasrcd.workers.partition_memory import PartitionMemory
 _CLAIM_RETRY_SECONDS: Final = (0.2, 5.0)
 _FINAL_RECORD_SECONDS: Final = 5.0
 """What the last record of a revocation may take even where handlers have used up its budget."""
+_RECORD_RETRY_SECONDS: Final = 0.1
 _MEND_AND_RESTART: Final = "mend it, then restart kafkasrcd (systemctl restart, or kafkasrcd stop and start)"
 
 
@@ -265,7 +266,7 @@ class Assignment:
             if partition.state is not State.DRAINING:
                 partition.enter(State.DRAINING)
         await self._settle(mine, deadline)
-        await self.record(mine, max(deadline.remaining, _FINAL_RECORD_SECONDS))
+        await self._record_finally(mine, deadline)
         all_recorded = not _unrecorded(mine)
         for partition in mine:
             if partition.state is State.DRAINING:
@@ -315,6 +316,19 @@ class Assignment:
         if not self._recording.locked():
             await self.record(list(self.partitions.values()), None)
 
+    async def _record_finally(self, partitions: list[Partition], deadline: Deadline) -> None:
+        """Record for the last time; again where that fails, until the deadline, and for ``_FINAL_RECORD_SECONDS`` in
+        any case.
+
+        A rebalance overtakes a commit: the broker keeps it waiting behind this member's request to join, and then
+        refuses it, since it is of the generation before. The next one is of the new generation.
+        """
+        least = Deadline(_FINAL_RECORD_SECONDS)
+        while not await self.record(partitions, min(max(deadline.remaining, least.remaining), _FINAL_RECORD_SECONDS)):
+            if deadline.passed and least.passed:
+                return
+            await asyncio.sleep(_RECORD_RETRY_SECONDS)
+
     async def record(self, partitions: Iterable[Partition], seconds: float | None) -> bool:
         """Record what is processed and not recorded yet; False where the store or Kafka took nothing."""
         try:
@@ -329,7 +343,7 @@ class Assignment:
             self._log.repeated("commit_failed", f"offsets are not recorded: {error}", same=(str(error),))
             return False
         except TimeoutError:
-            self._log.error("commit_overdue", f"offsets are not recorded within {seconds:.0f} s; they repeat")
+            self._log.error("commit_overdue", f"offsets are not recorded within {seconds:.0f} s")
             return False
         self._note_store(None)
         self.total_commits += 1

@@ -9,6 +9,7 @@ its calls, callbacks included, so a commit on another thread would wait for a re
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -22,12 +23,14 @@ from confluent_kafka import TopicPartition as KafkaTopicPartition
 from kafkasrcd.errors import GroupError
 from kafkasrcd.settings import AssignmentStrategy, GroupProtocol, Settings
 from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.kafka_settings import QUIET, member_config
 
 _POLL_EVERY_SECONDS: Final = 0.02
 """The thread waits in its own queue, where a call wakes it, and not in librdkafka's: so a rebalance is heard this much
 later at most, and a commit does not wait at all."""
+_LEAVE_LOOK_SECONDS: Final = 0.005
 _REVOCATION_SLACK_SECONDS: Final = 10.0
 """Beyond the drain's own deadline: its final commit may block 8 s where the broker is gone."""
 
@@ -59,6 +62,7 @@ class Membership:
         self._log = EventLog("membership")
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._stopping = False
+        self._leave_by = Deadline(0)
         self._incremental = (
             settings.supervisor.group_protocol is GroupProtocol.CONSUMER
             or settings.supervisor.partition_assignment_strategy is not AssignmentStrategy.RANGE
@@ -88,10 +92,22 @@ class Membership:
 
         self.call(subscribe)
 
-    async def leave(self, seconds: float) -> bool:
-        """Leave the group; False where that takes longer, which only the end of the process can mend."""
+    async def leave(self, deadline: Deadline, close_seconds: float) -> bool:
+        """Leave the group; False where that takes longer than until the deadline and ``close_seconds`` more, which
+        only the end of the process can mend.
+
+        In a rebalance it takes until all members have joined: the broker hears of the leaving only after it has
+        answered this member's own request to join. A member that ends without waiting for that is waited for in turn,
+        by the whole group, until its session times out.
+        """
+        self._leave_by = deadline
         self._stopping = True
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, seconds)
+        await self._thread_ended(deadline)
+        return await self._thread_ended(Deadline(close_seconds))
+
+    async def _thread_ended(self, deadline: Deadline) -> bool:
+        while self._thread.is_alive() and not deadline.passed:
+            await asyncio.sleep(_LEAVE_LOOK_SECONDS)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -107,10 +123,23 @@ class Membership:
         except KafkaException as exception:
             self._tell(self._on_group_error, exception.args[0])
         finally:
-            consumer.close()
+            self._leave()
             self._stopping = True
             while not self._calls.empty():
                 self._calls.get()[1].set_exception(GroupError("the group has been left"))
+
+    def _leave(self) -> None:
+        """Close the consumer, having left the group."""
+        consumer = self._consumer
+        # librdkafka closes a cooperative member that has no partitions without telling the group. It does tell it when
+        # such a member unsubscribes, and then forgets its id. (A static member is to stay.)
+        if self._incremental and not self._settings.supervisor.group_instance_id:
+            with contextlib.suppress(KafkaException):
+                consumer.unsubscribe()
+                while consumer.memberid() and not self._leave_by.passed:
+                    self._serve_calls(_POLL_EVERY_SECONDS)
+                    consumer.poll(0)
+        consumer.close()
 
     def _serve_calls(self, wait_seconds: float) -> None:
         """Wait for a call and run it, and those behind it."""

@@ -199,7 +199,7 @@ class Supervisor:
             self._log.info("stopping", draining)
             self._notifier.status(draining)
         all_recorded = await self._assignment.drain(self._drain_deadline)
-        overdue = membership is not None and not await membership.leave(_LEAVE_SECONDS)
+        overdue = membership is not None and not await membership.leave(self._drain_deadline, _LEAVE_SECONDS)
         await self._handlers.stop(_LEAVE_SECONDS)
         self._fork_server.stop()
         self._recorder.close()
@@ -211,7 +211,7 @@ class Supervisor:
         _ignore_stop_signals()
         if overdue:
             # librdkafka is stuck in leaving, and the interpreter would wait for its thread.
-            self._log.error("leave_overdue", f"the group is not left within {_LEAVE_SECONDS:.0f} s; ending anyway")
+            self._log.error("leave_overdue", "the group is not left in time; ending anyway")
             os._exit(1)
 
     # ---- the group's errors ------------------------------------------------------------------------------------

@@ -417,6 +417,30 @@ def test_a_runner_at_work_is_not_rung_for(make_rig: MakeRig, kind: Kind) -> None
     assert waiting == [0] * 50
 
 
+def test_a_frame_that_comes_as_it_goes_to_sleep_keeps_it_awake(
+    make_rig: MakeRig, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+    late = [0, 1, 2]
+    rig = make_rig(kind)
+    partition = rig.partition()
+    real = ring.RingReader.await_frame
+
+    def overtaken(reader: ring.RingReader) -> bool:
+        if late:
+            rig.publish_values(partition, [late.pop(0)])
+        return real(reader)
+
+    def act(_: Message[Any]) -> None:
+        waiting.append(partition.cells[READER_WAITING])
+
+    monkeypatch.setattr(ring.RingReader, "await_frame", overtaken)
+    rig.act = act
+    rig.start()
+    rig.wait_processed(partition, 3)
+    assert waiting == [0, 0, 0], "each frame would ring a bell"
+
+
 def test_a_backoff_holds_up_nothing_else(make_rig: MakeRig, kind: Kind) -> None:
     rig = make_rig(kind, settings_of(max_retries=1, backoff_ms=60_000, backoff_max_ms=60_000))
     failing_one, other = rig.partition("failing"), rig.partition("other")

@@ -66,9 +66,9 @@ async def _serve(bindings: HandlerBindings, cursor: PartitionCursor, bell: async
                 await asyncio.wait_for(bell.wait(), wait_ms / 1000)
             except TimeoutError:
                 pass
-            cursor.reader.awake()
         else:
             await asyncio.sleep(0)
+        cursor.reader.awake()
 
 
 async def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
