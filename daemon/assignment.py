@@ -330,12 +330,16 @@ class Assignment:
             await asyncio.sleep(_RECORD_RETRY_SECONDS)
 
     async def record(self, partitions: Iterable[Partition], seconds: float | None) -> bool:
-        """Record what is processed and not recorded yet; False where the store or Kafka took nothing."""
+        """Record what is processed and not recorded yet; False where the store or Kafka did not take all of it."""
         try:
             async with asyncio.timeout(seconds), self._recording:
                 # Looked at only now: the record before this one may have been of the same partitions.
                 offsets = _unrecorded(partitions)
+                if not offsets and self.store_problem:
+                    # Nothing goes on until the store is known to take something: ask with what it has already.
+                    offsets = self._one_more_time()
                 if not offsets:
+                    self.store_problem = ""
                     return True
                 recorded = await self._recorder.record(offsets)
         except (StoreError, GroupError) as error:
@@ -354,23 +358,27 @@ class Assignment:
                 partition.committed = offset
                 partition.last_commit_ms = now_ms
         for name, refusal in recorded.refused_by_store.items():
-            if name in self.partitions:
-                self._lose(self.partitions[name], str(refusal))
+            partition = self.partitions.get(name)
+            if partition is not None and partition.memory is not None and partition.memory.epoch == offsets[name][0]:
+                self._lose(partition, str(refusal))
         for name, reason in recorded.refused_by_kafka.items():
             self._log.repeated("commit_refused", f"the commit of {name} is refused: {reason}", same=(name,))
-        return True
+        return not recorded.refused_by_kafka
 
     async def prove_membership(self) -> bool:
         """Whether the group accepts a commit of this member now; True where it has nothing to commit."""
+        offsets = self._one_more_time()
+        try:
+            return not offsets or bool((await self._recorder.record(offsets)).accepted)
+        except (StoreError, GroupError):
+            return False
+
+    def _one_more_time(self) -> dict[TopicPartition, tuple[int, int]]:
+        """What one partition at work has processed, recorded already or not: to see whether it is taken."""
         for partition in self.partitions.values():
-            processed = partition.processed
-            if partition.state in WORKING and processed is not None and partition.memory is not None:
-                try:
-                    recorded = await self._recorder.record({partition.name: (partition.memory.epoch, processed)})
-                except (StoreError, GroupError):
-                    return False
-                return partition.name in recorded.accepted
-        return True
+            if partition.state in WORKING and partition.memory is not None:
+                return {partition.name: (partition.memory.epoch, partition.memory.processed)}
+        return {}
 
     def _note_store(self, error: KafkasrcdError | None) -> None:
         self.store_problem = str(error) if isinstance(error, StoreError) else ""

@@ -36,9 +36,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 DEFAULT = "default"
 DEFAULT_PATHS = (Path("kafkasrcd.toml"), Path("/etc/kafkasrcd/kafkasrcd.toml"))
 
-CONTROL_SETTINGS = ("group_id", "supervisor.runtime_directory", "supervisor.control_socket")
-"""All that a command needs which only talks to a running daemon; see ``load(only=…)``."""
-
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The effective settings, and where each came from.

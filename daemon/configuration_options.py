@@ -11,6 +11,9 @@ import click
 if TYPE_CHECKING:
     from kafkasrcd.daemon.configuration import Configuration
 
+CONTROL_SETTINGS = ("group_id", "supervisor.runtime_directory", "supervisor.control_socket")
+"""All that a command needs which only talks to a running daemon."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -53,14 +53,23 @@ class Membership:
     """The group's member. Made on the event loop; ``call`` may be used from any thread but its own."""
 
     def __init__(
-        self, settings: Settings, events: MembershipEvents, on_group_error: Callable[[KafkaError], None]
+        self,
+        settings: Settings,
+        events: MembershipEvents,
+        on_group_error: Callable[[KafkaError], None],
+        on_ended: Callable[[str], None],
     ) -> None:
+        """``on_ended`` is told, with the reason, where there is no member any more without ``leave``."""
         self._settings = settings
         self._events = events
         self._on_group_error = on_group_error
+        self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._log = EventLog("membership")
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._calls_closing = threading.Lock()
+        """Held to put a call or to close: nobody waits for a call that came after the last one was served."""
+        self._calls_closed = False
         self._stopping = False
         self._leave_by = Deadline(0)
         self._incremental = (
@@ -76,10 +85,11 @@ class Membership:
     def call(self, function: Callable[[Consumer], T]) -> "Future[T]":
         """Run ``function`` on the thread, between two polls or while a revocation waits."""
         future: Future[T] = Future()
-        if self._stopping:
-            future.set_exception(GroupError("the group is being left"))
-        else:
-            self._calls.put((function, future))
+        with self._calls_closing:
+            if not self._calls_closed:
+                self._calls.put((function, future))
+                return future
+        future.set_exception(GroupError("the group has been left"))
         return future
 
     def join_group(self) -> None:
@@ -90,7 +100,11 @@ class Membership:
                 self._settings.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
 
-        self.call(subscribe)
+        def subscribed(future: "Future[None]") -> None:
+            if (error := future.exception()) is not None:
+                self._tell(self._on_ended, str(error))
+
+        self.call(subscribe).add_done_callback(subscribed)
 
     async def leave(self, deadline: Deadline, close_seconds: float) -> bool:
         """Leave the group; False where that takes longer than until the deadline and ``close_seconds`` more, which
@@ -120,13 +134,16 @@ class Membership:
                 error = None if message is None else message.error()
                 if error is not None:
                     self._tell(self._on_group_error, error)
-        except KafkaException as exception:
-            self._tell(self._on_group_error, exception.args[0])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the group has no member here any more
+            self._tell(self._on_ended, str(error))
         finally:
-            self._leave()
-            self._stopping = True
-            while not self._calls.empty():
-                self._calls.get()[1].set_exception(GroupError("the group has been left"))
+            try:
+                self._leave()
+            finally:
+                with self._calls_closing:
+                    self._calls_closed = True
+                while not self._calls.empty():
+                    self._calls.get()[1].set_exception(GroupError("the group has been left"))
 
     def _leave(self) -> None:
         """Close the consumer, having left the group."""

@@ -4,14 +4,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kafkasrcd.daemon.configuration_options import with_configuration
+from kafkasrcd.daemon.configuration_options import CONTROL_SETTINGS, with_configuration
 from kafkasrcd.daemon.seconds_option import checked_seconds
 
 if TYPE_CHECKING:
     from kafkasrcd.daemon.configuration import Configuration
-
-# A command that talks to a running daemon needs to find it and nothing more; see configuration.CONTROL_SETTINGS.
-_FIND_DAEMON = ("group_id", "supervisor.runtime_directory", "supervisor.control_socket")
 
 
 @click.command()
@@ -48,7 +45,7 @@ def start(configuration: "Configuration") -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON, for machines.")
-@with_configuration(only=_FIND_DAEMON)
+@with_configuration(only=CONTROL_SETTINGS)
 def status(configuration: "Configuration", as_json: bool) -> None:
     """Show what the running daemon is doing, and what is wrong with it. Exits with 3 where none is running."""
     from kafkasrcd.daemon.control_client import ControlClient
@@ -74,7 +71,7 @@ def status(configuration: "Configuration", as_json: bool) -> None:
     metavar="SECONDS",
     help="Wait no longer than this; then exit 1.",
 )
-@with_configuration(only=_FIND_DAEMON)
+@with_configuration(only=CONTROL_SETTINGS)
 def stop(configuration: "Configuration", timeout: float | None) -> None:
     """Drain the running daemon, and wait until it has ended. Exits with 3 where none is running."""
     from kafkasrcd.daemon.control_client import ControlClient

@@ -109,7 +109,7 @@ class Supervisor:
             self._fork_server.start()
             await self._unless_stopped(self._handlers.start())
             if not self._stop_asked.is_set():
-                membership = Membership(settings, self._assignment, self.on_group_error)
+                membership = Membership(settings, self._assignment, self.on_group_error, self.on_membership_ended)
                 self._recorder.connect(membership)
                 self._state = DaemonState.JOINING
                 self._notifier.status("waiting for a broker")
@@ -225,10 +225,15 @@ class Supervisor:
             self._topic_problem = f"{error.str()}: create the topic, or correct topics"
             self._log.repeated("topic_missing", self._topic_problem, same=(error.str(),))
         elif error.fatal() or code in (KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID):
-            self._fatal = f"the group {self._settings.group_id!r} cannot be a member's: {error.name()}: {error.str()}"
-            self.stop()
+            self.on_membership_ended(f"{error.name()}: {error.str()}")
         else:
             self._log.repeated("group_error", f"{error.name()}: {error.str()}", same=(code,))
+
+    def on_membership_ended(self, reason: str) -> None:
+        """There is no member of the group any more, and waiting would not bring one back."""
+        self._fatal = f"the membership of group {self._settings.group_id!r} has ended: {reason}"
+        if not self._stop_asked.is_set():
+            self.stop()
 
     # ---- what an operator sees ---------------------------------------------------------------------------------
 

@@ -87,7 +87,9 @@ def test_help_is_quick_since_it_imports_nothing_heavy(tmp_path: Path) -> None:
 
 def test_finding_a_daemon_needs_no_kafka_library(folder: Path) -> None:
     program = (
-        "import sys; from kafkasrcd.daemon.configuration import *; load(find_file(), {}, {}, only=CONTROL_SETTINGS);"
+        "import sys; from kafkasrcd.daemon.configuration import *; "
+        "from kafkasrcd.daemon.configuration_options import CONTROL_SETTINGS; "
+        "load(find_file(), {}, {}, only=CONTROL_SETTINGS);"
         "sys.exit('confluent_kafka' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)

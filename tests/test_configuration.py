@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from kafkasrcd.daemon.configuration import CONTROL_SETTINGS, Configuration, load
+from kafkasrcd.daemon.configuration import Configuration, load
+from kafkasrcd.daemon.configuration_options import CONTROL_SETTINGS
 from kafkasrcd.daemon.configuration_rules import validate
 from kafkasrcd.daemon.configuration_sources import is_list, is_table, variable_of
 from kafkasrcd.daemon.configuration_view import as_json, as_toml

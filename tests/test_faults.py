@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import orjson
@@ -255,6 +257,61 @@ def test_offsets_that_are_gone_are_reset_loudly(
         (event,) = daemon.events("offset_out_of_range")
         assert (event["offset"], event["target"], event["lost"]) == (10, goes_on_at, goes_on_at - 10)
     assert {offset for _, offset in Ledger(tmp_path).counts} == {*range(10), *range(goes_on_at, 100)}
+
+
+def test_a_ring_that_outlasts_the_lease_is_finished_before_offsets_are_reset(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    """What had been handed off when the broker dropped the rest is handled, however long that takes."""
+    kafka.produce(topic, [Record(0, None, _do("sleep", seconds=0.02, pad="x" * 1000)) for _ in range(5000)])
+    small = (
+        "supervisor.ring_bytes=262144",
+        "extra_config.queued.max.messages.kbytes=64",
+        "extra_config.fetch.message.max.bytes=65536",
+    )
+    with _daemon(kafka, topic, tmp_path, *small) as daemon:
+        daemon.wait_status(lambda status: status.partitions and (status.partitions[0].processed or 0) > 5, "a start")
+        kafka.delete_records(topic, {0: 5000})
+        daemon.wait_caught_up(kafka.end_offsets(topic))
+        (event,) = daemon.events("offset_out_of_range")
+    handled = sorted(offset for _, offset in Ledger(tmp_path).counts)
+    assert handled == list(range(event["offset"]))
+    assert len(handled) > 200, "more than a lease's worth"
+    assert event["lost"] == 5000 - event["offset"]
+
+
+def test_a_store_that_is_away_stops_the_hand_off_and_nothing_is_committed(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    with (
+        SteadyProducer(kafka.bootstrap, topic, 4) as producer,
+        _daemon(kafka, topic, tmp_path, "store.busy_timeout_ms=100") as daemon,
+    ):
+        daemon.wait_running(4)
+        _wait_handled(tmp_path, 500)
+        with closing(sqlite3.connect(tmp_path / "offsets.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            status = daemon.wait_status(lambda status: status.problems, "the problem in the status")
+            assert "offset store" in status.problems[0]
+            committed = kafka.committed(topic, topic)
+
+            def stands_still() -> bool:
+                first = [partition.processed for partition in daemon.status().partitions]
+                time.sleep(0.5)
+                return first == [partition.processed for partition in daemon.status().partitions]
+
+            wait_until(stands_still, 30, "handling to stand still")
+            assert kafka.committed(topic, topic) == committed
+            other.execute("ROLLBACK")
+        daemon.wait_status(lambda status: not status.problems, "the store back")
+        _wait_handled(tmp_path, 500)
+        producer.stop()
+        daemon.wait_caught_up(kafka.end_offsets(topic))
+        assert daemon.terminate() == 0
+    ledger = Ledger(tmp_path)
+    assert not ledger.lost(producer.acknowledged)
+    assert not ledger.repeated
+    assert not ledger.disorder
 
 
 def test_a_recreated_topic_is_read_from_its_start(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ FAILURES: Final = 10 * LINE
 """Attempts that raised, and records that could not be deserialized."""
 SKIPPED: Final = 11 * LINE
 
-NOTHING: Final = -1
 RING_MAGIC: Final = 0x6B61666B_73726301
 
 _FRAME: Final = Struct("<QQqQ")  # magic ^ payload length, position, epoch, payload length
@@ -86,7 +85,7 @@ def format_ring(memory: memoryview, capacity: int, epoch: int, next_offset: int)
     cells[CAPACITY] = capacity
     cells[EPOCH] = epoch
     cells[PROCESSED] = next_offset
-    cells[IN_FLIGHT] = NOTHING
+    cells[IN_FLIGHT] = next_offset - 1
     fence()
     cells[MAGIC] = RING_MAGIC
 

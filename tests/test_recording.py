@@ -1,0 +1,144 @@
+"""Recording where the store or the group refuses: what no real broker can be made to do at the right moment.
+
+The recorder answers as it is told; partitions, shared memory and the assignment are real.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+
+import pytest
+
+from kafkasrcd.daemon.assignment import Assignment
+from kafkasrcd.daemon.child_processes import ForkServer
+from kafkasrcd.daemon.handler_pool import HandlerPool
+from kafkasrcd.daemon.lifecycle import State
+from kafkasrcd.daemon.partition import Partition
+from kafkasrcd.daemon.recorder import Recorded, Recorder
+from kafkasrcd.errors import GroupError, StaleAssignment, StoreUnavailable
+from kafkasrcd.settings import HandlerSettings, Settings
+from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.workers.deadline import Deadline
+from kafkasrcd.workers.partition_memory import POSITION, PartitionMemory
+
+NAMES = [TopicPartition("orders", 0), TopicPartition("orders", 1)]
+Offsets = Mapping[TopicPartition, tuple[int, int]]
+
+
+def accepted(offsets: Offsets) -> Recorded:
+    return Recorded({name: offset for name, (_, offset) in offsets.items()}, {}, {})
+
+
+class ToldRecorder(Recorder):
+    """Answers each ``record`` by the next of ``answers``, and accepts when there are no more."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, "test")
+        self.asked: list[dict[TopicPartition, int]] = []
+        self.answers: list[Exception | Callable[[Offsets], Recorded]] = []
+
+    async def record(self, offsets: Offsets) -> Recorded:
+        self.asked.append({name: offset for name, (_, offset) in offsets.items()})
+        answer = self.answers.pop(0) if self.answers else accepted
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(offsets)
+
+
+class Owned:
+    """An assignment of two partitions at work, of which 5 offsets each are processed and not recorded."""
+
+    def __init__(self) -> None:
+        settings = Settings(topics=["orders"], handler=HandlerSettings(target="unused:unused", processes=1))
+        self.recorder = ToldRecorder(settings)
+        fork_server = ForkServer()
+        self.assignment = assignment = Assignment(settings, fork_server, self.recorder)
+        assignment.handlers = HandlerPool(
+            settings, Path(), fork_server, assignment.on_record_failed, assignment.on_ring_broken
+        )
+        self.partitions: list[Partition] = []
+        for name in NAMES:
+            partition = assignment.partitions[name] = Partition(name, settings)
+            partition.memory = PartitionMemory.create(65_536, epoch=7, next_offset=0)
+            partition.memory.cells[POSITION] = 5
+            for state in (State.STARTING, State.RUNNING):
+                partition.enter(state)
+            self.partitions.append(partition)
+
+    async def close(self) -> None:
+        await self.assignment.drain(Deadline(0))
+        await self.assignment.handlers.stop(0)
+
+
+def run(scenario: Callable[[Owned], Coroutine[None, None, None]]) -> None:
+    async def whole() -> None:
+        owned = Owned()
+        try:
+            await scenario(owned)
+        finally:
+            owned.recorder.answers.clear()
+            await owned.close()
+
+    asyncio.run(whole())
+
+
+def test_a_final_commit_that_a_rebalance_overtakes_is_made_again() -> None:
+    async def scenario(owned: Owned) -> None:
+        owned.recorder.answers = [GroupError("ILLEGAL_GENERATION"), GroupError("REBALANCE_IN_PROGRESS")]
+        assert await owned.assignment.drain(Deadline(10))
+        assert owned.recorder.asked == [dict.fromkeys(NAMES, 5)] * 3
+        assert not owned.assignment.partitions
+
+    run(scenario)
+
+
+def test_what_kafka_refused_of_a_final_commit_is_committed_again() -> None:
+    def refuses_one(offsets: Offsets) -> Recorded:
+        return Recorded({NAMES[0]: 5}, {}, {NAMES[1]: "ILLEGAL_GENERATION"})
+
+    async def scenario(owned: Owned) -> None:
+        owned.recorder.answers = [refuses_one]
+        assert await owned.assignment.drain(Deadline(10))
+        assert owned.recorder.asked == [dict.fromkeys(NAMES, 5), {NAMES[1]: 5}]
+
+    run(scenario)
+
+
+def test_a_store_that_is_back_is_noticed_also_where_nothing_is_left_to_record() -> None:
+    """Nothing is handed off while it is away, so nothing new would ever come to be recorded."""
+
+    async def scenario(owned: Owned) -> None:
+        await owned.assignment.record_processed()
+        owned.assignment.store_problem = "it was away when a partition was given back"
+        owned.recorder.answers = [StoreUnavailable("still away")]
+        await owned.assignment.record_processed()
+        assert owned.assignment.store_problem == "still away"
+        await owned.assignment.record_processed()
+        assert owned.assignment.store_problem == ""
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("epoch", "state"), [(7, State.LOST), (8, State.RUNNING)])
+def test_a_refusal_is_about_the_epoch_it_was_asked_for(epoch: int, state: State) -> None:
+    async def scenario(owned: Owned) -> None:
+        partition = owned.partitions[0]
+
+        def refuses(offsets: Offsets) -> Recorded:
+            assert partition.memory is not None
+            partition.memory.epoch = epoch  # 8: it was claimed again in the meantime, by this member
+            return Recorded({}, {NAMES[0]: StaleAssignment("claimed by another")}, {})
+
+        owned.recorder.answers = [refuses]
+        await owned.assignment.record([partition], None)
+        assert partition.state is state
+
+    run(scenario)
+
+
+def test_membership_is_proven_by_a_commit_that_is_taken() -> None:
+    async def scenario(owned: Owned) -> None:
+        owned.recorder.answers = [GroupError("no broker"), lambda _: Recorded({}, {}, {NAMES[0]: "UNKNOWN_MEMBER_ID"})]
+        assert [await owned.assignment.prove_membership() for _ in range(3)] == [False, False, True]
+
+    run(scenario)
