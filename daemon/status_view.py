@@ -49,7 +49,7 @@ def _headline(status: Status) -> Text:
         (f"{status.state}", ""),
         ", ",
         (health[1], health[0]),
-        f": {len(status.partitions)} partitions, {rate:,.0f} msg/s, lag {lag:,}, "
+        f": {len(status.partitions)} partitions, {rate:,.0f} msg/s, lag {lag:,}\n"
         f"{status.total_commits:,} commits, {status.rebalances} rebalances, "
         f"up {_duration(status.now_ms - status.started_ms)}, pid {status.pid}",
     )
@@ -119,9 +119,8 @@ def _figures(partition: PartitionStatus, status: Status, *, wide: bool) -> list[
 
 def _handlers(status: Status) -> Text:
     return Text(
-        "handlers: "
-        + "   ".join(
-            f"{handler.slot}: {handler.state}, pid {_offset_plain(handler.pid)}, {handler.partitions} partitions, "
+        "\n".join(
+            f"handler {handler.slot}: {handler.state}, pid {_offset_plain(handler.pid)}, {handler.partitions} partitions, "
             f"{handler.cpu_percent:.0f}% cpu, {handler.rss_bytes / 1e6:.0f} MB, {handler.restarts} restarts"
             for handler in status.handlers
         ),
