@@ -35,7 +35,7 @@ def status_view(status: Status, width: int) -> RenderableType:
     ]
     if status.partitions:
         lines.append(_partitions(status, wide=width >= 140))
-    lines.append(_handlers(status))
+    lines.append(_processes(status))
     return Group(*lines)
 
 
@@ -49,9 +49,7 @@ def _headline(status: Status) -> Text:
         (f"{status.state}", ""),
         ", ",
         (health[1], health[0]),
-        f": {len(status.partitions)} partitions, {rate:,.0f} msg/s, lag {lag:,}\n"
-        f"{status.total_commits:,} commits, {status.rebalances} rebalances, "
-        f"up {_duration(status.now_ms - status.started_ms)}, pid {status.pid}",
+        f": {len(status.partitions)} partitions, {rate:,.0f} msg/s, lag {lag:,}",
     )
 
 
@@ -117,15 +115,19 @@ def _figures(partition: PartitionStatus, status: Status, *, wide: bool) -> list[
     ]
 
 
-def _handlers(status: Status) -> Text:
-    return Text(
-        "\n".join(
-            f"handler {handler.slot}: {handler.state}, pid {_offset_plain(handler.pid)}, {handler.partitions} partitions, "
+def _processes(status: Status) -> Text:
+    """The supervisor, then a line a handler process."""
+    lines = [
+        f"supervisor: pid {status.pid}, up {_duration(status.now_ms - status.started_ms)}, "
+        f"{status.total_commits:,} commits, {status.rebalances} rebalances"
+    ]
+    for handler in status.handlers:
+        pid = _offset_plain(handler.pid)
+        lines.append(
+            f"handler {handler.slot}: {handler.state}, pid {pid}, {handler.partitions} partitions, "
             f"{handler.cpu_percent:.0f}% cpu, {handler.rss_bytes / 1e6:.0f} MB, {handler.restarts} restarts"
-            for handler in status.handlers
-        ),
-        style="dim",
-    )
+        )
+    return Text("\n".join(lines), style="dim")
 
 
 _STATE_STYLES = {"running": "green", "failed": "bold red", "lost": "red", "draining": "yellow", "paused": "yellow"}
