@@ -39,6 +39,15 @@ class OnFailure(StrEnum):
     SKIP = "skip"
 
 
+class Ordering(StrEnum):
+    """Which records are handled in the order they were produced; others may pass each other."""
+
+    PARTITION = "partition"
+    KEY = "key"
+    """Those of one key; records without a key have no order."""
+    NONE = "none"
+
+
 class GroupProtocol(StrEnum):
     """The consumer group protocol: ``consumer`` is KIP-848 (Kafka 4.0 and newer)."""
 
@@ -82,6 +91,12 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Folders searched for the target's module first, relative to the configuration file."""
     processes: Annotated[int, Meta(ge=0, le=1_024)] = 0
     """Handler processes; 0 is one per core."""
+    ordering: Ordering = Ordering.PARTITION
+    """``partition``, ``key`` or ``none``: with the last two, one partition's records go to all processes."""
+    concurrency: Annotated[int, Meta(ge=1, le=100_000)] = 100
+    """For an ``async def`` handler: records in the hands of one process at once, in as many ordering units."""
+    threads: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    """For a plain handler that waits on others: threads in each process, each with one record."""
     batch_max_messages: Positive = 500
     """For a handler of ``list[Message[T]]``: the most it is given at once."""
     batch_max_wait_ms: NotNegativeMilliseconds = 100
@@ -96,9 +111,10 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """``[store]``: the offset store."""
 
     url: str = ""
-    """``sqlite:///path`` or ``memory://``; empty is ``offsets.db`` in the state directory."""
+    """``sqlite:///path``, ``postgresql://user@host/database`` or ``memory://``; empty is ``offsets.db`` in the state
+    directory."""
     busy_timeout_ms: PositiveMilliseconds = 5_000
-    """How long a SQLite write waits for another process's write."""
+    """How long a write waits for another's: SQLite's lock, PostgreSQL's lock_timeout."""
 
 
 class SupervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,6 +157,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Topic names; one that starts with ``^`` is a regular expression."""
     commit_strategy: CommitStrategy = CommitStrategy.PERIODIC
     commit_interval_secs: PositiveSeconds = 5.0
+    checkpoint_interval_ms: PositiveMilliseconds = 100
+    """With ``on_checkpoint``: a transaction is committed this long after its first record at the latest."""
+    checkpoint_max_messages: Positive = 10_000
+    """With ``on_checkpoint``: or when it has so many records."""
     auto_offset_reset: AutoOffsetReset = AutoOffsetReset.EARLIEST
     extra_config: dict[str, str] = field(default_factory=dict[str, str])
     """librdkafka settings, such as ``security.protocol``; those the design depends on are refused, with the reason."""
