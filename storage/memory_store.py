@@ -6,8 +6,42 @@ import msgspec
 
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.clock import wall_clock_ms
-from kafkasrcd.storage.offset_store import Advance, Claim, OffsetStore, StoredOffset, TopicPartition
+from kafkasrcd.storage.offset_store import (
+    WHOLE,
+    Advance,
+    Claim,
+    Layer,
+    Layout,
+    OffsetStore,
+    StoredOffset,
+    TopicPartition,
+)
 from kafkasrcd.storage.refusals import refusal
+
+_HISTORY_ENTRIES = 1_440
+"""A day of minutes."""
+
+
+class _Row(msgspec.Struct):
+    """One partition."""
+
+    assignment_epoch: int
+    owner: str
+    updated_ms: int
+    layouts: dict[Layout, list[int | None]]
+
+    @property
+    def layers(self) -> list[Layer]:
+        layers: list[Layer] = []
+        for layout, slots in sorted(self.layouts.items()):
+            known = tuple(next_offset for next_offset in slots if next_offset is not None)
+            if len(known) == layout.slots:
+                layers.append(Layer(layout, known))
+        return layers
+
+    @property
+    def next_offset(self) -> int | None:
+        return max((min(layer.next_offsets) for layer in self.layers), default=None)
 
 
 class MemoryOffsetStore(OffsetStore):
@@ -20,43 +54,83 @@ class MemoryOffsetStore(OffsetStore):
     def __init__(self, group_id: str, *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self.group_id = group_id
         self._now_ms = now_ms
-        self._rows: dict[TopicPartition, StoredOffset] = {}
+        self._rows: dict[TopicPartition, _Row] = {}
+        self._history: dict[TopicPartition, dict[int, int]] = {}
 
-    def claim(self, topic_partitions: Sequence[TopicPartition], owner: str) -> dict[TopicPartition, Claim]:
+    def claim(
+        self, topic_partitions: Sequence[TopicPartition], owner: str, layout: Layout = WHOLE
+    ) -> dict[TopicPartition, Claim]:
         claims: dict[TopicPartition, Claim] = {}
-        for topic_partition in dict.fromkeys(topic_partitions):
-            before = self._rows.get(topic_partition)
-            assignment_epoch, next_offset = (before.assignment_epoch + 1, before.next_offset) if before else (1, None)
-            self._rows[topic_partition] = StoredOffset(
-                topic_partition, assignment_epoch, next_offset, owner, self._now_ms()
-            )
-            claims[topic_partition] = Claim(topic_partition, assignment_epoch, next_offset)
+        for name in dict.fromkeys(topic_partitions):
+            row = self._rows.setdefault(name, _Row(0, owner, 0, {}))
+            row.assignment_epoch += 1
+            row.owner = owner
+            row.updated_ms = self._now_ms()
+            resume = row.next_offset
+            telling = tuple(layer for layer in row.layers if max(layer.next_offsets) > (resume or 0))
+            kept = {layout, *(layer.layout for layer in telling)}
+            row.layouts = {each: slots for each, slots in row.layouts.items() if each in kept}
+            row.layouts.setdefault(layout, [resume] * layout.slots)
+            claims[name] = Claim(name, row.assignment_epoch, resume, telling)
         return claims
 
-    def restart(self, starts: Mapping[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, StoreError]:
-        return self._move({key: Advance(key, *start) for key, start in starts.items()}, may_go_back=True)
+    def restart(
+        self, starts: Mapping[TopicPartition, tuple[int, int]], layout: Layout = WHOLE
+    ) -> dict[TopicPartition, StoreError]:
+        asked = [Advance(name, *start, layout=layout) for name, start in starts.items()]
+        refusals: dict[TopicPartition, StoreError] = {}
+        for start in asked:
+            row = self._rows.get(start.topic_partition)
+            if row is None or row.assignment_epoch != start.assignment_epoch:
+                refusals[start.topic_partition] = refusal(start, self._stored(start.topic_partition))
+            else:
+                row.layouts = {layout: [start.next_offset] * layout.slots}
+                row.updated_ms = self._now_ms()
+        return refusals
 
     def advance(self, advances: Iterable[Advance]) -> dict[TopicPartition, StoreError]:
-        return self._move({advance.topic_partition: advance for advance in advances}, may_go_back=False)
+        asked = {(each.topic_partition, each.layout, each.slot): each for each in advances}
+        refusals: dict[TopicPartition, StoreError] = {}
+        for advance in asked.values():
+            name = advance.topic_partition
+            row = self._rows.get(name)
+            slots = None if row is None else row.layouts.get(advance.layout)
+            before = None if slots is None else slots[advance.slot]
+            if (
+                row is None
+                or slots is None
+                or row.assignment_epoch != advance.assignment_epoch
+                or (before is not None and before > advance.next_offset)
+            ):
+                refusals[name] = refusal(advance, self._stored(name, before))
+            else:
+                slots[advance.slot] = advance.next_offset
+                row.updated_ms = self._now_ms()
+        return refusals
 
     def offsets(self) -> list[StoredOffset]:
-        return [self._rows[topic_partition] for topic_partition in sorted(self._rows)]
+        stored = [self._stored(name) for name in sorted(self._rows)]
+        return [row for row in stored if row is not None]
+
+    def remember(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        at_ms = self._now_ms() // 60_000 * 60_000
+        for name in topic_partitions:
+            row = self._rows.get(name)
+            if row is not None and row.next_offset is not None:
+                entries = self._history.setdefault(name, {})
+                entries.setdefault(at_ms, row.next_offset)
+                while len(entries) > _HISTORY_ENTRIES:
+                    del entries[min(entries)]
+
+    def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
+        return sorted(self._history.get(topic_partition, {}).items())
 
     def close(self) -> None:
         self._rows.clear()
 
-    def _move(self, asked: dict[TopicPartition, Advance], may_go_back: bool) -> dict[TopicPartition, StoreError]:
-        refusals: dict[TopicPartition, StoreError] = {}
-        for topic_partition, advance in asked.items():
-            row = self._rows.get(topic_partition)
-            if (
-                row is None
-                or row.assignment_epoch != advance.assignment_epoch
-                or not (may_go_back or row.next_offset is None or row.next_offset <= advance.next_offset)
-            ):
-                refusals[topic_partition] = refusal(advance, row)
-            else:
-                self._rows[topic_partition] = msgspec.structs.replace(
-                    row, next_offset=advance.next_offset, updated_ms=self._now_ms()
-                )
-        return refusals
+    def _stored(self, name: TopicPartition, of_slot: int | None = None) -> StoredOffset | None:
+        row = self._rows.get(name)
+        if row is None:
+            return None
+        next_offset = row.next_offset if of_slot is None else of_slot
+        return StoredOffset(name, row.assignment_epoch, next_offset, row.owner, row.updated_ms)

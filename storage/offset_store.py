@@ -24,24 +24,50 @@ class TopicPartition(msgspec.Struct, frozen=True, order=True):
         return f"{self.topic}[{self.partition}]"
 
 
+class Layout(msgspec.Struct, frozen=True, order=True):
+    """How a partition's records are spread over handler processes: by ``ordering``, over so many ``slots``.
+
+    Which slot a record goes to depends on the record and the layout alone.
+    """
+
+    ordering: str
+    slots: int
+
+
+WHOLE = Layout("partition", 1)
+"""One slot has all of a partition."""
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A fact about records, whoever reads them next: slot n of ``layout`` has done those before the nth of
+    ``next_offsets``."""
+
+    layout: Layout
+    next_offsets: tuple[int, ...]
+
+
 class Claim(msgspec.Struct, frozen=True):
     """What claiming a partition answered.
 
     ``assignment_epoch`` is higher than any given out for it before, so that whatever an earlier owner still writes is
-    refused. ``next_offset`` is what was recorded before, or None.
+    refused. ``next_offset`` is what was recorded before, or None: everything before it is done. ``layers`` say what is
+    done from there on, by slots of the claimed layout or of earlier ones.
     """
 
     topic_partition: TopicPartition
     assignment_epoch: int
     next_offset: int | None
+    layers: tuple[Layer, ...] = ()
 
 
 class Advance(msgspec.Struct, frozen=True):
-    """Record that everything before ``next_offset`` has been processed under ``assignment_epoch``."""
+    """Record that ``slot`` of ``layout`` has done everything before ``next_offset`` under ``assignment_epoch``."""
 
     topic_partition: TopicPartition
     assignment_epoch: int
     next_offset: int
+    slot: int = 0
+    layout: Layout = WHOLE
 
     def __post_init__(self) -> None:
         # librdkafka's logical offsets (-1001 is "none") are negative: no such thing may become a resume point.
@@ -50,7 +76,7 @@ class Advance(msgspec.Struct, frozen=True):
 
 
 class StoredOffset(msgspec.Struct, frozen=True):
-    """A row of the store. ``updated_ms`` is milliseconds since 1970."""
+    """A partition's record. ``updated_ms`` is milliseconds since 1970; before ``next_offset`` everything is done."""
 
     topic_partition: TopicPartition
     assignment_epoch: int
@@ -63,15 +89,21 @@ class OffsetStore(ABC):
     """Who owns a partition of one consumer group, and how far it has been processed."""
 
     @abstractmethod
-    def claim(self, topic_partitions: Sequence[TopicPartition], owner: str) -> dict[TopicPartition, Claim]:
-        """Make ``owner`` the owner of each, at a new epoch, in one transaction. What was recorded stays.
+    def claim(
+        self, topic_partitions: Sequence[TopicPartition], owner: str, layout: Layout = WHOLE
+    ) -> dict[TopicPartition, Claim]:
+        """Make ``owner`` the owner of each, at a new epoch, in one transaction; its slots are those of ``layout``. What
+        was recorded stays, as far as it says anything.
 
         Survives a power cut, where the store keeps anything at all.
         """
 
     @abstractmethod
-    def restart(self, starts: Mapping[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, StoreError]:
-        """Set ``{partition: (assignment_epoch, next_offset)}`` where the group resumes elsewhere than recorded.
+    def restart(
+        self, starts: Mapping[TopicPartition, tuple[int, int]], layout: Layout = WHOLE
+    ) -> dict[TopicPartition, StoreError]:
+        """Set ``{partition: (assignment_epoch, next_offset)}`` where the group resumes elsewhere than recorded: for
+        every slot of ``layout``, and what slots of others had done is forgotten.
 
         The one way an offset may go backwards: for its current epoch only, all in one transaction. Refusals,
         ``StaleAssignment`` only, are returned as by ``advance``. Survives a power cut as ``claim`` does.
@@ -82,13 +114,22 @@ class OffsetStore(ABC):
         """Record each that is still owned at its epoch and does not go backwards, in one transaction.
 
         Returns the refusals, ``StaleAssignment`` or ``OffsetWentBackwards`` by partition; the others are recorded.
-        An advance to the recorded offset is accepted. Where several name one partition, the last one counts: it says
-        all that those before it said. After a power cut, not after anything less, the last advances may be missing.
+        An advance to the recorded offset is accepted. Where several name one slot, the last one counts: it says all
+        that those before it said. Where one slot of several is refused, its partition is among the refusals. After a
+        power cut, not after anything less, the last advances may be missing.
         """
 
     @abstractmethod
     def offsets(self) -> list[StoredOffset]:
         """Every row of this group, ordered by partition."""
+
+    @abstractmethod
+    def remember(self, topic_partitions: Iterable[TopicPartition]) -> None:
+        """Write down where each is now, for ``history``: once a minute and partition at most, kept for a day."""
+
+    @abstractmethod
+    def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
+        """``(at_ms, next_offset)``, milliseconds since 1970, oldest first."""
 
     @abstractmethod
     def close(self) -> None:

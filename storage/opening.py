@@ -7,21 +7,29 @@ from kafkasrcd.storage.offset_store import OffsetStore
 MEMORY_URL = "memory://"
 
 
-def open_store(url: str, group_id: str, busy_timeout_ms: int) -> OffsetStore:
-    """Open the store of ``group_id`` at ``url``: ``sqlite:///path`` or ``memory://``.
+def open_store(url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False) -> OffsetStore:
+    """Open the store of ``group_id`` at ``url``: ``sqlite:///path``, ``postgresql://…`` or ``memory://``.
 
     A path after three slashes is relative to the working directory; an absolute one has four. May block up to
-    ``busy_timeout_ms`` a few times while other processes open the same file. Raises ``ConfigurationError`` where the
-    URL, the file or its contents cannot be used until someone changes something, ``StoreUnavailable`` where another
-    attempt may succeed (locked, disk full).
+    ``busy_timeout_ms`` a few times while other processes open the same database. ``shared_with_effects``: a SQLite file
+    may have others' tables. Raises ``ConfigurationError`` where the URL, the database or its contents cannot be used
+    until someone changes something, ``StoreUnavailable`` where another attempt may succeed (locked, disk full, away).
     """
     if url == MEMORY_URL:
         return MemoryOffsetStore(group_id)
+    # The imports are here, so that what keeps its offsets in memory does not load SQLAlchemy (0.2 s).
     if url.startswith(("sqlite:", "sqlite+")):
-        # Here, so that what keeps its offsets in memory does not load SQLAlchemy (0.2 s).
+        from kafkasrcd.storage.sql_store import SqlOffsetStore
+        from kafkasrcd.storage.sqlite import SqliteDatabase
+
+        return SqlOffsetStore(SqliteDatabase(url, busy_timeout_ms, shared=shared_with_effects), group_id)
+    if url.startswith(("postgresql:", "postgresql+")):
+        from kafkasrcd.storage.postgresql import PostgresqlDatabase
         from kafkasrcd.storage.sql_store import SqlOffsetStore
 
-        return SqlOffsetStore(url, group_id, busy_timeout_ms)
+        return SqlOffsetStore(PostgresqlDatabase(url, busy_timeout_ms), group_id)
     # Its scheme only: the rest may hold a password.
     scheme = url.partition(":")[0]
-    raise ConfigurationError(f"store.url: {scheme!r} is not supported; use sqlite:///path or memory://")
+    raise ConfigurationError(
+        f"store.url: {scheme!r} is not supported; use sqlite:///path, postgresql://user@host/database or memory://"
+    )

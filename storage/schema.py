@@ -1,7 +1,9 @@
 """The store's tables, and whether a database holds them.
 
-Created from empty here. Alembic's migrations take over in ``ensure_schema``, where it says so.
+With ``on_checkpoint`` they live in the user's own database, so every name begins with ``kafkasrcd_``.
 """
+
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -18,75 +20,95 @@ from sqlalchemy import (
 
 from kafkasrcd.errors import ConfigurationError
 
-SCHEMA_VERSION = 1
-"""Goes up with every change to a table below."""
+HEAD: Final = "0002"
+"""The revision in ``migrations/`` that the tables below are."""
+_BEFORE_ALEMBIC: Final = "kafkasrcd_schema"
+"""Told a database of ours from a foreign one before there were migrations; its tables are those of revision 0001."""
 
 metadata = MetaData()
 
-schema_version = Table(
-    # A name nobody else has: it is what tells our database from a foreign one.
-    "kafkasrcd_schema",
-    metadata,
-    Column("version", Integer, primary_key=True, autoincrement=False),
-)
+version = Table("kafkasrcd_version", MetaData(), Column("version_num", String(32), primary_key=True))
+"""Alembic's own, under a name nobody else has."""
 
 offsets = Table(
-    "offsets",
+    "kafkasrcd_offsets",
     metadata,
     Column("group_id", String, primary_key=True),
     Column("topic", String, primary_key=True),
     Column("partition", Integer, primary_key=True, autoincrement=False),
-    # With ordering by partition one handler reads all of it: slot 0 of 1.
-    Column("handler_slot", Integer, primary_key=True, autoincrement=False, default=0, server_default="0"),
-    Column("slots", Integer, nullable=False, default=1, server_default="1"),
+    # A layout, and a slot of it. With ordering by partition one handler process reads all of it: slot 0 of 1.
+    Column("ordering", String, primary_key=True),
+    Column("slots", Integer, primary_key=True, autoincrement=False),
+    Column("handler_slot", Integer, primary_key=True, autoincrement=False),
     Column("next_offset", BigInteger),
+    # On every row, and not once a partition: an advance must find it on the very row that it changes, or PostgreSQL
+    # lets one through that began before a claim and ends after it.
     Column("assignment_epoch", BigInteger, nullable=False),
     Column("owner", String, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
     # librdkafka's logical offsets (-1001 is "none") are negative: one recorded by mistake must not become a position.
-    CheckConstraint("next_offset >= 0", name="next_offset_is_real"),
-    CheckConstraint("assignment_epoch >= 1", name="assignment_epoch_is_real"),
-    CheckConstraint("handler_slot >= 0 AND handler_slot < slots", name="handler_slot_is_real"),
+    CheckConstraint("next_offset >= 0", name="kafkasrcd_next_offset_is_real"),
+    CheckConstraint("assignment_epoch >= 1", name="kafkasrcd_assignment_epoch_is_real"),
+    CheckConstraint("handler_slot >= 0 AND handler_slot < slots", name="kafkasrcd_handler_slot_is_real"),
     # Every statement finds its rows by the key: the key's tree holds the row itself.
     sqlite_with_rowid=False,
 )
 
+offset_history = Table(
+    "kafkasrcd_offset_history",
+    metadata,
+    Column("group_id", String, primary_key=True),
+    Column("topic", String, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("next_offset", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
 
-def found_version(connection: Connection, name: str) -> int | None:
-    """The version of the tables in the database called ``name``, or None where it is empty.
 
-    Raises ``ConfigurationError`` for a database that is not ours, or that a newer kafkasrcd wrote. Changes nothing.
+def found_revision(connection: Connection, name: str, *, shared: bool) -> str | None:
+    """The revision of our tables in the database called ``name``; None where it has none, "" before migrations.
+
+    Raises ``ConfigurationError`` for a database that a newer kafkasrcd wrote, that has tables of our names that are not
+    ours, or, unless it is ``shared`` with others, any other tables. Changes nothing.
     """
     tables = inspect(connection).get_table_names()
+    if version.name in tables:
+        revision: str | None = connection.scalar(select(version.c.version_num))
+        if revision is None:
+            raise ConfigurationError(f"{name} has no row in {version.name}: restore it, or move it away")
+        if revision > HEAD:
+            raise ConfigurationError(
+                f"{name} was written by a newer kafkasrcd (schema {revision}, this one knows {HEAD}): "
+                "upgrade this kafkasrcd, or name another place in store.url"
+            )
+        return revision
+    if _BEFORE_ALEMBIC in tables:
+        return ""
     if not tables:
         return None
-    if schema_version.name not in tables:
+    ours = metadata.tables.keys() & set(tables)
+    if ours or not shared:
         raise ConfigurationError(
-            f"{name} holds other tables ({', '.join(sorted(tables)[:3])}) and not those of kafkasrcd: "
+            f"{name} holds other tables ({', '.join(sorted(ours or tables)[:3])}) and not those of kafkasrcd: "
             "name another place in store.url"
         )
-    version: int | None = connection.scalar(select(schema_version.c.version))
-    if version is None:
-        raise ConfigurationError(f"{name} has no row in {schema_version.name}: restore it, or move it away")
-    if version > SCHEMA_VERSION:
-        raise ConfigurationError(
-            f"{name} was written by a newer kafkasrcd (schema version {version}, this one knows {SCHEMA_VERSION}): "
-            "upgrade this kafkasrcd, or name another place in store.url"
-        )
-    return version
+    return None
 
 
-def ensure_schema(connection: Connection, name: str) -> None:
-    """Create the tables where there are none. Runs inside the caller's write transaction, so that one process does.
+def ensure_schema(connection: Connection, name: str, *, shared: bool) -> None:
+    """Create our tables, or bring them up to ``HEAD``.
 
-    Raises as ``found_version`` does.
+    Runs inside the caller's write transaction, under a lock that all openers share, so that one process does. Raises
+    as ``found_revision`` does.
     """
-    version = found_version(connection, name)
-    if version is None:
-        metadata.create_all(connection, checkfirst=False)
-        connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
-    else:
+    revision = found_revision(connection, name, shared=shared)
+    if revision == HEAD:
         # Changes nothing, and finds out at the start, not at the first claim, that a database can only be read: SQLite
         # lets a write transaction begin in one.
-        connection.execute(schema_version.update().values(version=version))
-    # An older version is for Alembic to bring up, from here and in this transaction. There is none before 1.
+        connection.execute(version.update().values(version_num=HEAD))
+        return
+    # Here, so that opening a database that is up to date does not load Alembic (0.2 s).
+    from kafkasrcd.storage.migrating import migrate
+
+    migrate(connection, before_alembic=revision == "")

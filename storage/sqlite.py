@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, create_engine
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
-from kafkasrcd.storage.schema import ensure_schema, found_version
+from kafkasrcd.storage.schema import ensure_schema, found_revision
+from kafkasrcd.storage.sql_store import Database
 
 WAL_RETRY_SECONDS = 0.01
 """Between attempts to turn on the write-ahead log: others hold the file for about a commit, 1 ms or so."""
@@ -37,15 +37,18 @@ _PASSING_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EN
 """Of creating the folder and the file."""
 
 
-class SqliteDatabase:
-    """One SQLite file as the store uses it. Raises ``ConfigurationError`` where it never will be usable."""
+class SqliteDatabase(Database):
+    """The SQLite file of ``sqlite:///path``.
 
-    insert = staticmethod(sqlite.insert)
-    """``INSERT`` that can ``on_conflict_do_update``: the one statement that differs between databases."""
+    Opening it creates what is missing: the folder (0700), the file (0600) and the tables. Raises
+    ``ConfigurationError`` where the database is not ours (nor ``shared`` with other tables) or cannot be written,
+    ``StoreUnavailable`` where it may be usable later. A write blocks up to ``busy_timeout_ms`` for the write lock.
+    """
 
-    def __init__(self, path: Path, busy_timeout_ms: int) -> None:
-        self.path = path
+    def __init__(self, url: str, busy_timeout_ms: int, *, shared: bool = False) -> None:
+        self.path = path = sqlite_path(url)
         self._busy_timeout_ms = busy_timeout_ms
+        self._shared = shared
         # isolation_level None: the driver begins nothing by itself. Its own choice, BEGIN DEFERRED, takes the write
         # lock in the middle of a transaction, and then fails at once where another writer was faster, without waiting.
         self._engine = create_engine(
@@ -61,12 +64,7 @@ class SqliteDatabase:
 
     @contextmanager
     def writing(self, *, durable: bool) -> Iterator[Connection]:
-        """A write transaction: committed at the end, rolled back if the block raises, alone from its start on.
-
-        ``durable`` survives a power cut. Without it the last such transactions may be missing after a power cut (never
-        after the death of a process), but none in the middle: the log is written in order, and a durable transaction
-        takes all before it to the disk. That saves an fsync for each.
-        """
+        """Alone from its start on. The log is written in order, and a durable one takes all before it to the disk."""
         with self._explained():
             self._refuse_a_replaced_file()
             synchronous = "FULL" if durable else "NORMAL"
@@ -74,8 +72,12 @@ class SqliteDatabase:
                 yield connection
 
     @contextmanager
+    def claiming(self, group_id: str) -> Iterator[Connection]:
+        with self.writing(durable=True) as connection:
+            yield connection
+
+    @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A consistent view; waits for nobody."""
         with self._explained():
             self._refuse_a_replaced_file()
             with self._transaction("BEGIN") as connection:
@@ -96,10 +98,10 @@ class SqliteDatabase:
         identity = _identity(self.path)
         # First look, then touch: a database that is not ours keeps its journal mode.
         with self._transaction("BEGIN") as connection:
-            found_version(connection, str(self.path))
+            found_revision(connection, str(self.path), shared=self._shared)
         self._turn_on_wal()
         with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
-            ensure_schema(connection, str(self.path))
+            ensure_schema(connection, str(self.path), shared=self._shared)
         return identity
 
     def _turn_on_wal(self) -> None:
@@ -156,6 +158,21 @@ class SqliteDatabase:
             if at_start:
                 return ConfigurationError(f"{self.path} {cure} ({text})")
         return StoreUnavailable(f"{self.path} {cure} ({text})")
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of ``sqlite:///path``, absolute: the process may change its working directory later."""
+    try:
+        parts = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"store.url {url!r} is not a URL; it looks like sqlite:////var/lib/x.db") from error
+    if parts.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ConfigurationError(f"store.url: {parts.drivername!r} is not supported; use sqlite:///path")
+    if parts.query:
+        raise ConfigurationError(f"store.url {url!r}: nothing may follow the path of the file")
+    if parts.database in (None, "", ":memory:"):
+        raise ConfigurationError(f"store.url {url!r} names no file; use sqlite:///path, or memory:// to keep nothing")
+    return Path(str(parts.database)).absolute()
 
 
 def _create_file(path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Fixtures for all tests: a real Kafka, and a check that no process is left behind.
+"""Fixtures for all tests: a real Kafka, a real PostgreSQL, and a check that no process is left behind.
 
-Tests that use `kafka` or `kafka_three` get the marker `kafka` by themselves. Without Java or Maven they are skipped,
-with one line at the end that says what to install; with CI=true in the environment they fail instead.
+Tests that use `kafka` or `kafka_three` get the marker `kafka` by themselves, those that use `postgres` the marker
+`postgres`. Without Java or Maven, or without PostgreSQL, they are skipped, with one line at the end that says what to
+install; with CI=true in the environment they fail instead.
 """
 
 import contextlib
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Generator
 
 import psutil
@@ -16,13 +18,14 @@ import pytest
 from tests.kafka_broker import TEST_MARK_VARIABLE, fetch_kafka, kafka_missing
 from tests.kafka_cluster import KafkaCluster
 from tests.maven import MavenFailed
+from tests.postgres import PostgresServer, postgres_missing
 from tests.waiting import wait_until
 
 # What a killed supervisor's children may take to be gone; the design promises as much.
 LEFT_BEHIND_DEADLINE_SECONDS = 2.0
 TOPIC_NAME_LIMIT = 249  # Kafka's own
 
-_skipped = pytest.StashKey[int]()
+_skipped = pytest.StashKey[Counter[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +40,13 @@ def kafka_three() -> Generator[KafkaCluster]:
     """A Kafka of three brokers for the whole session, started when a test first asks for it."""
     with KafkaCluster(brokers=3) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[PostgresServer]:
+    """A PostgreSQL for the whole session. A test that stops it starts it again."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture
@@ -98,6 +108,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names: list[str] = getattr(item, "fixturenames", [])
         if "kafka" in names or "kafka_three" in names:
             item.add_marker(pytest.mark.kafka)
+        if "postgres" in names:
+            item.add_marker(pytest.mark.postgres)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -110,18 +122,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("kafka") is None:
-        return
-    missing = kafka_missing()
-    if missing is None:
+    missing = [
+        reason
+        for marker, reason_of in (("kafka", kafka_missing), ("postgres", postgres_missing))
+        if item.get_closest_marker(marker) is not None and (reason := reason_of()) is not None
+    ]
+    if not missing:
         return
     if os.environ.get("CI", "").lower() in ("true", "1"):
-        pytest.fail(missing, pytrace=False)
-    item.config.stash[_skipped] = item.config.stash.get(_skipped, 0) + 1
-    pytest.skip(missing)
+        pytest.fail(missing[0], pytrace=False)
+    skipped = item.config.stash.setdefault(_skipped, Counter[str]())
+    skipped[missing[0]] += 1
+    pytest.skip(missing[0])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    count = config.stash.get(_skipped, 0)
-    if count:
-        terminalreporter.write_line(f"{count} SKIPPED: {kafka_missing()}", yellow=True, bold=True)
+    for reason, count in config.stash.get(_skipped, Counter[str]()).items():
+        terminalreporter.write_line(f"{count} SKIPPED: {reason}", yellow=True, bold=True)

@@ -14,17 +14,30 @@ from kafkasrcd.storage.memory_store import MemoryOffsetStore
 from kafkasrcd.storage.offset_store import Advance, Claim, OffsetStore, StoredOffset, TopicPartition
 from kafkasrcd.storage.opening import open_store
 from kafkasrcd.storage.sql_store import SqlOffsetStore
+from kafkasrcd.storage.sqlite import SqliteDatabase
+from tests.postgres import PostgresServer
 
 BUSY_TIMEOUT_MS = 5_000
 ORDERS = [TopicPartition("orders", partition) for partition in range(4)]
 FIRST = ORDERS[0]
 PAYMENTS = TopicPartition("payments", 0)
 
-type_of_url: dict[str, type[OffsetStore]] = {"memory": MemoryOffsetStore, "sqlite": SqlOffsetStore}
+type_of_url: dict[str, type[OffsetStore]] = {
+    "memory": MemoryOffsetStore,
+    "sqlite": SqlOffsetStore,
+    "postgresql": SqlOffsetStore,
+}
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.postgres) if kind == "postgresql" else pytest.param(kind)
+    for kind in type_of_url
+]
 
 
-@pytest.fixture(params=type_of_url)
+@pytest.fixture(params=KINDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.url(server.create_database())
     return {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/state/offsets.db"}[request.param]
 
 
@@ -185,7 +198,9 @@ class TestOffsets:
 
         store: OffsetStore
         if make is None:
-            store = SqlOffsetStore(f"sqlite:///{tmp_path}/offsets.db", "billing", BUSY_TIMEOUT_MS, now_ms=now_ms)
+            store = SqlOffsetStore(
+                SqliteDatabase(f"sqlite:///{tmp_path}/offsets.db", BUSY_TIMEOUT_MS), "billing", now_ms=now_ms
+            )
         else:
             store = make("billing", now_ms=now_ms)
         mine = epoch(store.claim([FIRST], "host-a"))
@@ -204,7 +219,9 @@ class TestOpening:
         [
             ("", "''"),
             ("offsets.db", "sqlite:///path"),
-            ("postgresql://me:secret@db/kafka", "'postgresql'"),
+            ("mysql://me:secret@db/kafka", "'mysql'"),
+            ("postgresql+asyncpg://me:secret@db/kafka", "'postgresql+asyncpg'"),
+            ("postgresql://me:secret@db", "no database"),
             ("memory://somewhere", "'memory'"),
             ("sqlite+aiosqlite:///x.db", "'sqlite+aiosqlite'"),
             ("sqlite://", "names no file"),
@@ -297,15 +314,20 @@ class StoreMachine(RuleBasedStateMachine):
         return refused
 
 
-@pytest.mark.parametrize("kind", type_of_url)
-def test_any_sequence_of_calls_agrees_with_the_model(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_sequence_of_calls_agrees_with_the_model(kind: str, request: pytest.FixtureRequest) -> None:
+    server: PostgresServer | None = request.getfixturevalue("postgres") if kind == "postgresql" else None
     with TemporaryDirectory() as folder:
         runs = iter(range(1_000_000))
 
         class Machine(StoreMachine):
             def __init__(self) -> None:
-                url = "memory://" if kind == "memory" else f"sqlite:///{folder}/{next(runs)}.db"
-                super().__init__(lambda: open_store(url, "billing", BUSY_TIMEOUT_MS), keeps=kind != "memory")
+                group = f"billing-{next(runs)}"
+                if server is not None:
+                    url = server.url()  # a group of its own each time: a new database takes 50 ms
+                else:
+                    url = "memory://" if kind == "memory" else f"sqlite:///{folder}/{group}.db"
+                super().__init__(lambda: open_store(url, group, BUSY_TIMEOUT_MS), keeps=kind != "memory")
 
         run_state_machine_as_test(
             Machine,

@@ -26,7 +26,7 @@ import pytest
 from kafkasrcd.errors import ConfigurationError, StoreUnavailable
 from kafkasrcd.storage.offset_store import Advance, OffsetStore, TopicPartition
 from kafkasrcd.storage.opening import open_store
-from kafkasrcd.storage.schema import SCHEMA_VERSION
+from kafkasrcd.storage.schema import HEAD
 from tests import store_processes
 from tests.store_processes import BUSY_TIMEOUT_MS, CONTENDED, GROUP, PARTITIONS, TURNS
 
@@ -136,8 +136,8 @@ class TestRefusedAtStart:
     def test_a_database_of_a_newer_kafkasrcd(self, url: str, path: Path) -> None:
         open_store(url, GROUP, BUSY_TIMEOUT_MS).close()
         with closing(sqlite3.connect(path)) as newer, newer:
-            newer.execute("UPDATE kafkasrcd_schema SET version = ?", (SCHEMA_VERSION + 1,))
-        with pytest.raises(ConfigurationError, match=rf"offsets\.db.* version {SCHEMA_VERSION + 1}, .*: upgrade"):
+            newer.execute("UPDATE kafkasrcd_version SET version_num = ?", (f"{int(HEAD) + 1:04}",))
+        with pytest.raises(ConfigurationError, match=rf"offsets\.db.*schema {int(HEAD) + 1:04}, .*: upgrade"):
             open_store(url, GROUP, BUSY_TIMEOUT_MS)
 
     def test_a_folder(self, url: str, path: Path) -> None:
