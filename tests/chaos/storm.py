@@ -1,0 +1,274 @@
+"""One storm, from the first daemon to the verdict."""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from confluent_kafka import KafkaException
+
+from kafkasrcd.errors import KafkasrcdError
+from kafkasrcd.settings import CommitStrategy, Ordering
+from tests.chaos.daemon_log import alarms, defects
+from tests.chaos.daemon_slot import DaemonSlot, described
+from tests.chaos.excuses import Excuses
+from tests.chaos.fault import daemon_name
+from tests.chaos.handling import Handling, handlings_in_files
+from tests.chaos.injector import Injector, StoreServer
+from tests.chaos.left_behind import MARK_VARIABLE, left_behind
+from tests.chaos.plan import PARTITIONS, Plan
+from tests.chaos.producer import PaymentProducer
+from tests.chaos.report import StormReport, shortened
+from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
+from tests.chaos.verdict import judge
+from tests.daemon_process import QUICK_SESSION, DaemonProcess
+from tests.kafka_cluster import KafkaCluster, KafkaFailed
+from tests.waiting import wait_until
+
+MESSAGES_PER_SECOND = 300
+FIRST_HANDLED_DEADLINE_SECONDS = 60.0
+CAUGHT_UP_DEADLINE_SECONDS = 180.0
+GONE_DEADLINE_SECONDS = 10.0
+"""For processes whose supervisor has ended. The design says 2 s; a machine as busy as after a storm gets more."""
+
+_SETTINGS = (
+    *QUICK_SESSION,
+    "supervisor.drain_timeout_seconds=10",
+    # Not what is tested: a storm kills the same process, or the process with the same record, as often as it likes.
+    "supervisor.worker_restarts=1000",
+    "handler.crash_attempts=1000",
+    # 5 minutes otherwise until a new partition is seen.
+    "extra_config.topic.metadata.refresh.interval.ms=2000",
+    "extra_config.reconnect.backoff.max.ms=1000",
+)
+
+
+class StormStore(NamedTuple):
+    """Where offsets are kept; `server` is None where that is a file."""
+
+    url: str
+    server: StoreServer | None
+
+
+class Storm:
+    """`folder` gets the logs; it is removed after a storm in which nothing went wrong, unless `keep`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        cluster: KafkaCluster,
+        strategy: CommitStrategy,
+        ordering: Ordering,
+        *,
+        store: Callable[[Path], StormStore],
+        tell: Callable[[str], None] = print,
+        keep: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._cluster = cluster
+        self._strategy = strategy
+        self._ordering = ordering
+        self._tell = tell
+        self._keep = keep
+        self._mark = uuid.uuid4().hex
+        self._topic = f"chaos-{plan.seed}-{self._mark[:8]}"
+        self._folder = Path(tempfile.mkdtemp(prefix=f"kafkasrcd-chaos-{plan.seed}-"))
+        self._store = store(self._folder)
+        self._lock = threading.Lock()
+        self._troubles: list[str] = []
+        self._slots = [self._slot(number) for number in range(plan.daemons)]
+        self._producer = PaymentProducer(cluster.client_settings(), self._topic, plan.seed, MESSAGES_PER_SECOND)
+        self._injector = Injector(plan, self._slots, cluster, self._topic, self._store.server, self._note)
+
+    def run(self) -> StormReport:
+        """Everything; takes the storm's time and up to some minutes."""
+        self._note(f"seed {self._plan.seed}: {self._plan.daemons} daemons, {self._strategy}, order by {self._ordering}")
+        for fault in self._plan.faults:
+            self._note(f"plan: {fault}")
+        self._cluster.create_topic(self._topic, PARTITIONS)
+        with ExitStack() as stack:
+            for slot in self._slots:
+                stack.callback(slot.close)
+            with self._producer:
+                for slot in self._slots:
+                    slot.start()
+                self._await_first_handled()
+                self._note("the storm begins")
+                self._injector.run()
+                self._note("quiet")
+                self._injector.calm()
+                self._producer.stop()
+            if not any(slot.is_running for slot in self._slots):
+                self._slots[0].start()
+            self._await_caught_up()
+            self._end_daemons()
+        self._await_gone()
+        report = self._report()
+        self._keep_or_remove(report)
+        return report
+
+    # ── The run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _slot(self, number: int) -> DaemonSlot:
+        name = daemon_name(number)
+        ledger = self._ledger_folder(number)
+        ledger.mkdir()
+        daemon = DaemonProcess(
+            self._folder,
+            self._cluster.bootstrap,
+            self._topic,
+            "tests.chaos.handlers:append",
+            name=name,
+            settings=(
+                *_SETTINGS,
+                f"commit_strategy={self._strategy}",
+                f"handler.ordering={self._ordering}",
+                f"store.url={self._store.url}",
+            ),
+            environment={"LEDGER_FOLDER": str(ledger), MARK_VARIABLE: self._mark},
+        )
+        return DaemonSlot(number, daemon, self._note)
+
+    def _ledger_folder(self, number: int) -> Path:
+        return self._folder / f"payments-{daemon_name(number)}"
+
+    def _await_first_handled(self) -> None:
+        wait_until(self._handlings, FIRST_HANDLED_DEADLINE_SECONDS, "the first payment to be handled")
+
+    def _await_caught_up(self) -> None:
+        last: list[object] = []
+
+        def caught_up() -> bool:
+            ends = self._cluster.end_offsets(self._topic)
+            committed = self._cluster.committed(self._topic, self._topic)
+            last[:] = [{p: (committed.get(p, 0), end) for p, end in ends.items() if committed.get(p, 0) != end}]
+            return not last[0]
+
+        try:
+            wait_until(
+                caught_up,
+                CAUGHT_UP_DEADLINE_SECONDS,
+                "everything to be committed",
+                seen=lambda: f"committed and end by partition: {last}",
+                ignoring=(KafkaException,),
+                interval_seconds=0.5,
+            )
+        except AssertionError as error:
+            self._troubles.append(f"{error}{''.join(self._statuses())}")
+
+    def _statuses(self) -> list[str]:
+        """What the daemons say of themselves."""
+        told: list[str] = []
+        for slot in self._slots:
+            try:
+                status = slot.daemon.status()
+            except (KafkasrcdError, OSError) as error:
+                told.append(f"\n    daemon {daemon_name(slot.number)}: {error}")
+                continue
+            told.append(f"\n    daemon {daemon_name(slot.number)} is {status.state}, problems: {status.problems}")
+            told += [
+                f"\n        {p.partition} is {p.state}, at {p.position}, {p.processed}, {p.committed}: {p.problem}"
+                for p in status.partitions
+            ]
+        return told
+
+    def _end_daemons(self) -> None:
+        for slot in self._slots:
+            slot.signal(signal.SIGTERM)
+        for slot in self._slots:
+            slot.wait_ended()
+
+    def _await_gone(self) -> None:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not left_behind(self._mark), GONE_DEADLINE_SECONDS, "all processes to end")
+        processes = left_behind(self._mark)
+        if processes:
+            self._troubles.append(f"left behind, and killed now: {described(processes)}")
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    # ── The verdict ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _handlings(self) -> list[Handling]:
+        return handlings_in_files({slot.number: self._ledger_folder(slot.number) for slot in self._slots})
+
+    def _report(self) -> StormReport:
+        acknowledged = self._producer.acknowledged
+        handlings = self._handlings()
+        verdict = judge({where: sent.payment for where, sent in acknowledged.items()}, handlings, self._ordering)
+        excuses = Excuses(self._injector.disturbances, handlings)
+        repeated: Counter[str] = Counter()
+        unexplained: list[str] = []
+        for earlier, later in verdict.repeats:
+            excuse = excuses.excuse(earlier, later)
+            repeated[str(excuse) if excuse is not None else "unexplained"] += 1
+            if excuse is None:
+                unexplained.append(self._repeat(earlier, later))
+        troubles = [
+            *self._injector.troubles,
+            *self._troubles,
+            *(trouble for slot in self._slots for trouble in slot.troubles),
+            *shortened("payments not acknowledged", self._producer.failures),
+            *shortened("lost", verdict.lost),
+            *shortened("handled that were never produced", verdict.foreign),
+            *shortened("handled with another content", verdict.altered),
+            *shortened("out of order", verdict.disorder),
+            *shortened("repeated without a fault that explains it", unexplained),
+        ]
+        logged: Counter[str] = Counter()
+        for slot in self._slots:
+            text = slot.daemon.log_text()
+            troubles += shortened(f"defects in the log of daemon {daemon_name(slot.number)}", defects(text))
+            logged.update(alarms(text))
+        acknowledged_ns = {where: sent.at_ns for where, sent in acknowledged.items()}
+        return StormReport(
+            seed=self._plan.seed,
+            seconds=self._plan.seconds,
+            strategy=self._strategy,
+            ordering=self._ordering,
+            injected=self._injector.injected,
+            messages=len(acknowledged),
+            lost=len(verdict.lost),
+            repeated=repeated,
+            longest_stall_seconds=longest_stall_seconds(acknowledged_ns, handlings),
+            stalls_by_partition=longest_stalls_by_partition(acknowledged_ns, handlings),
+            alarms=logged,
+            gave_up=sum(slot.gave_up for slot in self._slots),
+            troubles=troubles,
+            folder=self._folder,
+        )
+
+    def _repeat(self, earlier: Handling, later: Handling) -> str:
+        began_ns = self._injector.began_ns
+        return (
+            f"{earlier.coordinate}: by {earlier.pid} of daemon {daemon_name(earlier.daemon)} at "
+            f"{(earlier.at_ns - began_ns) / 1e9:.3f} s, then by {later.pid} of daemon {daemon_name(later.daemon)} at "
+            f"{(later.at_ns - began_ns) / 1e9:.3f} s"
+        )
+
+    def _keep_or_remove(self, report: StormReport) -> None:
+        if not report.troubles and not self._keep:
+            shutil.rmtree(self._folder)
+            return
+        (self._folder / "report").write_text("\n".join(report.lines()) + "\n")
+        for broker in self._cluster.brokers:
+            with contextlib.suppress(OSError, KafkaFailed):
+                shutil.copy(broker.log_path, self._folder / f"broker-{broker.node_id}.log")
+
+    def _note(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S', time.gmtime())} {text}"
+        with self._lock:
+            self._tell(line)
+            with open(self._folder / "storm.log", "a") as log:
+                log.write(line + os.linesep)

@@ -1,0 +1,59 @@
+"""The proof: what handlers did, held against what the producer had acknowledged."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from kafkasrcd.settings import Ordering
+from tests.chaos.handling import Handling
+from tests.chaos.payment import Payment
+from tests.ledger import Coordinate
+
+
+class Verdict(NamedTuple):
+    """`repeats` has each handling that was not the record's last, with the one that came after it."""
+
+    lost: list[Coordinate]
+    foreign: list[Coordinate]
+    """Handled, and never acknowledged."""
+    altered: list[str]
+    """Handled with another content than was produced."""
+    disorder: list[str]
+    repeats: list[tuple[Handling, Handling]]
+
+
+def judge(produced: Mapping[Coordinate, Payment], handlings: Iterable[Handling], ordering: Ordering) -> Verdict:
+    """Compare; `ordering` says which records had to be handled in the order of their offsets."""
+    times: defaultdict[Coordinate, list[Handling]] = defaultdict(list)
+    altered: list[str] = []
+    for handling in sorted(handlings, key=lambda handling: handling.order):
+        times[handling.coordinate].append(handling)
+        payment = produced.get(handling.coordinate)
+        if payment is not None and payment != handling.payment:
+            altered.append(f"{handling.coordinate} is {payment} and was handled as {handling.payment}")
+    return Verdict(
+        lost=sorted(produced.keys() - times.keys()),
+        foreign=sorted(times.keys() - produced.keys()),
+        altered=altered,
+        disorder=_disorder([all_times[0] for all_times in times.values()], ordering),
+        repeats=[pair for all_times in times.values() for pair in pairwise(all_times)],
+    )
+
+
+def _disorder(firsts: Sequence[Handling], ordering: Ordering) -> list[str]:
+    """Nothing may be handled for the first time before all that comes before it; a repeat is another matter."""
+    units: defaultdict[tuple[object, ...], list[Handling]] = defaultdict(list)
+    for first in firsts:
+        by_key = (first.payment.account,) if ordering is Ordering.KEY else ()
+        units[(first.coordinate.partition, *by_key)].append(first)
+    found: list[str] = []
+    for unit in units.values():
+        unit.sort(key=lambda first: first.coordinate)
+        found += [
+            f"{after.coordinate} was handled before {before.coordinate}: by {after.process} of daemon {after.daemon} "
+            f"and {before.process} of daemon {before.daemon}, {(before.at_ns - after.at_ns) / 1e9:.3f} s earlier"
+            for before, after in pairwise(unit)
+            if after.order <= before.order
+        ]
+    return found
