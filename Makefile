@@ -1,13 +1,17 @@
 # make demo: the main job on an embedded broker, with a live view.   make demo BROKERS=host:9092 for a real cluster
 # make test: everything; integration tests need Java 17+ and Maven.  make test PYTEST_ARGS='-k ring': some of them
 # make bench: speed beside a raw loop
+# make chaos SEED=7 MINUTES=3: faults at random for so long; SEEDS=1-10 for several, STRATEGY=, ORDERING= for one of each
 PYTHON ?= python3
 PYTEST_ARGS ?=
+SEED ?= 1
+MINUTES ?= 3
+STRATEGY ?= both
 VENV   := .venv
 STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin
 
-.PHONY: demo test unit lint types bench clean
+.PHONY: demo test unit lint types bench chaos clean
 
 # setuptools warns of every editable install whose folders are not named as the package.
 # The lock: of two makes at once one installs, and the other waits.
@@ -38,6 +42,10 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN)/python -m tests.bench
+
+chaos: $(STAMP)
+	$(RUN)/python -m tests.chaos --minutes $(MINUTES) --strategy $(STRATEGY) \
+	    $(if $(SEEDS),--seeds $(SEEDS),--seed $(SEED)) $(if $(ORDERING),--ordering $(ORDERING))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output

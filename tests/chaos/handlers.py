@@ -8,18 +8,20 @@ from sqlalchemy import Connection, text
 from kafkasrcd import Message
 from tests.chaos.payment import Payment
 
+DAEMON_VARIABLE = "STORM_DAEMON"
+"""The number of the daemon whose process it is."""
 SECONDS_A_PAYMENT = 0.001
 """After the effect: so that a kill finds records in hands, done and not yet counted as processed."""
 
 _INSERT = text(
-    "INSERT INTO payments (partition, record_offset, account, number, amount, at_ns, pid)"
-    " VALUES (:partition, :offset, :account, :number, :amount, :at_ns, :pid)"
+    "INSERT INTO payments (partition, record_offset, account, number, amount, at_ns, daemon, pid)"
+    " VALUES (:partition, :offset, :account, :number, :amount, :at_ns, :daemon, :pid)"
 )
-# A row for each partition of an account: after partitions were added, two processes may be paid to one account at once,
-# each in a transaction that has locked other accounts; the database would have to break up the deadlock.
+# After partitions were added, two processes may be paid to the same accounts at once, each in a transaction that holds
+# others: then the database ends a deadlock, which is for kafkasrcd to mend.
 _ADD = text(
-    "INSERT INTO balances (account, partition, total) VALUES (:account, :partition, :amount)"
-    " ON CONFLICT (account, partition) DO UPDATE SET total = balances.total + excluded.total"
+    "INSERT INTO balances (account, total) VALUES (:account, :amount)"
+    " ON CONFLICT (account) DO UPDATE SET total = balances.total + excluded.total"
 )
 
 _file = -1
@@ -51,6 +53,7 @@ def pay(message: Message[Payment], tx: Connection) -> None:
         "number": payment.number,
         "amount": payment.amount,
         "at_ns": time.monotonic_ns(),
+        "daemon": int(os.environ[DAEMON_VARIABLE]),
         "pid": os.getpid(),
     }
     tx.execute(_INSERT, values)

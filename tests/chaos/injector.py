@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
@@ -15,18 +15,15 @@ from tests.chaos.disturbance import Disturbance
 from tests.chaos.fault import Fault, FaultKind, Lane, Role
 from tests.chaos.plan import Plan
 from tests.kafka_cluster import KafkaCluster
+from tests.postgres import PostgresServer
 
 IN_SYNC_DEADLINE_SECONDS = 120.0
 """A broker that was killed reads its logs again first; and then fetches what it has missed."""
 _OFFSETS_TOPIC = "__consumer_offsets"
 
 
-class StoreServer(Protocol):
-    """The server of the offset store, as far as faults need it."""
-
-    def stop(self, immediate: bool = False) -> None: ...
-    def start(self) -> None: ...
-    def terminate_connections(self) -> None: ...
+# A server dies with the *thread* that started it: this one lives as long as the process, and a lane does not.
+_launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-launcher")
 
 
 class Injector:
@@ -38,7 +35,7 @@ class Injector:
         slots: Sequence[DaemonSlot],
         cluster: KafkaCluster,
         topic: str,
-        store: StoreServer | None,
+        store: PostgresServer | None,
         note: Callable[[str], None],
     ) -> None:
         self.disturbances: list[Disturbance] = []
@@ -203,7 +200,7 @@ class Injector:
         else:
             self._store.stop(immediate=fault.kind is FaultKind.CRASH_STORE)
             time.sleep(fault.lasts_seconds)
-            self._store.start()
+            _launcher.submit(self._store.start).result()
         self.disturbances.append(Disturbance(fault.kind, None, None, from_ns, time.monotonic_ns()))
         return f"back after {(time.monotonic_ns() - from_ns) / 1e9:.1f} s"
 

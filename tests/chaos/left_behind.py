@@ -4,7 +4,7 @@ import contextlib
 
 import psutil
 
-MARK_VARIABLE = "KAFKASRCD_CHAOS_MARK"
+MARK_VARIABLE = "CHAOS_STORM_MARK"
 """In the environment that every process of a storm inherits."""
 
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 from confluent_kafka import KafkaException
@@ -21,18 +20,21 @@ from kafkasrcd.errors import KafkasrcdError
 from kafkasrcd.settings import CommitStrategy, Ordering
 from tests.chaos.daemon_log import alarms, defects
 from tests.chaos.daemon_slot import DaemonSlot, described
+from tests.chaos.effects import balances, create_tables, handlings_in_table
 from tests.chaos.excuses import Excuses
 from tests.chaos.fault import daemon_name
+from tests.chaos.handlers import DAEMON_VARIABLE
 from tests.chaos.handling import Handling, handlings_in_files
-from tests.chaos.injector import Injector, StoreServer
+from tests.chaos.injector import Injector
 from tests.chaos.left_behind import MARK_VARIABLE, left_behind
 from tests.chaos.plan import PARTITIONS, Plan
 from tests.chaos.producer import PaymentProducer
 from tests.chaos.report import StormReport, shortened
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
-from tests.chaos.verdict import judge
+from tests.chaos.verdict import differences, judge
 from tests.daemon_process import QUICK_SESSION, DaemonProcess
 from tests.kafka_cluster import KafkaCluster, KafkaFailed
+from tests.postgres import PostgresServer
 from tests.waiting import wait_until
 
 MESSAGES_PER_SECOND = 300
@@ -53,15 +55,11 @@ _SETTINGS = (
 )
 
 
-class StormStore(NamedTuple):
-    """Where offsets are kept; `server` is None where that is a file."""
-
-    url: str
-    server: StoreServer | None
-
-
 class Storm:
-    """`folder` gets the logs; it is removed after a storm in which nothing went wrong, unless `keep`."""
+    """Offsets, and with `on_checkpoint` the effects, are in `postgres`; where that is None, offsets are in a file.
+
+    A folder gets the logs; it is removed after a storm in which nothing went wrong, unless `keep`.
+    """
 
     def __init__(
         self,
@@ -70,7 +68,7 @@ class Storm:
         strategy: CommitStrategy,
         ordering: Ordering,
         *,
-        store: Callable[[Path], StormStore],
+        postgres: PostgresServer | None,
         tell: Callable[[str], None] = print,
         keep: bool = False,
     ) -> None:
@@ -83,12 +81,18 @@ class Storm:
         self._mark = uuid.uuid4().hex
         self._topic = f"chaos-{plan.seed}-{self._mark[:8]}"
         self._folder = Path(tempfile.mkdtemp(prefix=f"kafkasrcd-chaos-{plan.seed}-"))
-        self._store = store(self._folder)
+        self._postgres = postgres
+        self._database = ""
+        self._store_url = f"sqlite:///{self._folder / 'offsets.db'}"
+        if postgres is not None:
+            self._database = postgres.create_database()
+            self._store_url = postgres.url(self._database)
+            create_tables(postgres, self._database)
         self._lock = threading.Lock()
         self._troubles: list[str] = []
         self._slots = [self._slot(number) for number in range(plan.daemons)]
         self._producer = PaymentProducer(cluster.client_settings(), self._topic, plan.seed, MESSAGES_PER_SECOND)
-        self._injector = Injector(plan, self._slots, cluster, self._topic, self._store.server, self._note)
+        self._injector = Injector(plan, self._slots, cluster, self._topic, postgres, self._note)
 
     def run(self) -> StormReport:
         """Everything; takes the storm's time and up to some minutes."""
@@ -127,15 +131,15 @@ class Storm:
             self._folder,
             self._cluster.bootstrap,
             self._topic,
-            "tests.chaos.handlers:append",
+            f"tests.chaos.handlers:{'pay' if self._in_table else 'append'}",
             name=name,
             settings=(
                 *_SETTINGS,
                 f"commit_strategy={self._strategy}",
                 f"handler.ordering={self._ordering}",
-                f"store.url={self._store.url}",
+                f"store.url={self._store_url}",
             ),
-            environment={"LEDGER_FOLDER": str(ledger), MARK_VARIABLE: self._mark},
+            environment={"LEDGER_FOLDER": str(ledger), DAEMON_VARIABLE: str(number), MARK_VARIABLE: self._mark},
         )
         return DaemonSlot(number, daemon, self._note)
 
@@ -200,7 +204,15 @@ class Storm:
 
     # ── The verdict ──────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def _in_table(self) -> bool:
+        """Whether the effects are made in the transaction that records the offsets."""
+        return self._strategy is CommitStrategy.ON_CHECKPOINT
+
     def _handlings(self) -> list[Handling]:
+        if self._in_table:
+            assert self._postgres is not None
+            return handlings_in_table(self._postgres, self._database)
         return handlings_in_files({slot.number: self._ledger_folder(slot.number) for slot in self._slots})
 
     def _report(self) -> StormReport:
@@ -211,7 +223,8 @@ class Storm:
         repeated: Counter[str] = Counter()
         unexplained: list[str] = []
         for earlier, later in verdict.repeats:
-            excuse = excuses.excuse(earlier, later)
+            # An effect in the transaction is never made twice, whatever happens.
+            excuse = None if self._in_table else excuses.excuse(earlier, later)
             repeated[str(excuse) if excuse is not None else "unexplained"] += 1
             if excuse is None:
                 unexplained.append(self._repeat(earlier, later))
@@ -224,6 +237,7 @@ class Storm:
             *shortened("handled that were never produced", verdict.foreign),
             *shortened("handled with another content", verdict.altered),
             *shortened("out of order", verdict.disorder),
+            *shortened("balances that are wrong", self._wrong_balances()),
             *shortened("repeated without a fault that explains it", unexplained),
         ]
         logged: Counter[str] = Counter()
@@ -248,6 +262,13 @@ class Storm:
             troubles=troubles,
             folder=self._folder,
         )
+
+    def _wrong_balances(self) -> list[str]:
+        """Accounts whose balance is not what the producer has paid to them."""
+        if not self._in_table:
+            return []
+        assert self._postgres is not None
+        return differences(self._producer.totals, balances(self._postgres, self._database))
 
     def _repeat(self, earlier: Handling, later: Handling) -> str:
         began_ns = self._injector.began_ns

@@ -41,6 +41,15 @@ def judge(produced: Mapping[Coordinate, Payment], handlings: Iterable[Handling],
     )
 
 
+def differences(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+    """The accounts whose totals differ."""
+    return [
+        f"{account} has {found.get(account, 0)} and was paid {expected.get(account, 0)}"
+        for account in sorted(expected.keys() | found.keys())
+        if found.get(account, 0) != expected.get(account, 0)
+    ]
+
+
 def _disorder(firsts: Sequence[Handling], ordering: Ordering) -> list[str]:
     """Nothing may be handled for the first time before all that comes before it; a repeat is another matter."""
     units: defaultdict[tuple[object, ...], list[Handling]] = defaultdict(list)
