@@ -191,6 +191,17 @@ def test_a_clean_stop_and_a_killed_worker_explain_nothing(ledger: Ledger) -> Non
     assert _excuse(ledger, 19, stop, stop) is Excuse.IN_HANDS  # told twice: handlers are not waited for
 
 
+def test_an_end_that_is_told_twice_may_miss_its_last_commit_in_a_rebalance_that_waits_for_another(
+    ledger: Ledger,
+) -> None:
+    stops = [_fault(FaultKind.STOP, None, second, second, pid=1) for second in (18, 18.5)]
+    frozen = _fault(FaultKind.FREEZE, Role.SUPERVISOR, 9, 19, daemon=1, pid=2)
+    assert _excuse(ledger, 7, *stops, frozen) is Excuse.NOT_COMMITTED
+    assert _excuse(ledger, 7, *stops) is None
+    assert _excuse(ledger, 7, stops[0], frozen) is None
+    assert _excuse(ledger, 4, *stops, frozen) is None
+
+
 def test_a_freeze_explains_what_was_not_committed_where_the_session_did_not_outlast_it(ledger: Ledger) -> None:
     assert _excuse(ledger, 9, _fault(FaultKind.FREEZE_DAEMON, None, 10, 14, pid=1)) is None
     assert _excuse(ledger, 9, _fault(FaultKind.FREEZE_DAEMON, None, 10, 19, pid=1)) is Excuse.NOT_COMMITTED

@@ -1,6 +1,7 @@
 """Why a record was handled twice: a repeat that no fault explains is a defect.
 
-A clean stop, a rebalance, a killed worker, and a freeze that the session outlasts, explain none.
+A clean stop, a rebalance, a killed worker, and a freeze that the session outlasts, explain none. An outage explains none
+by itself either, nor does a member that a rebalance waits for: they only keep the others from committing meanwhile.
 """
 
 from collections import defaultdict
@@ -26,6 +27,10 @@ _OUTAGES = (
     FaultKind.CUT_STORE,
 )
 _FREEZES = (FaultKind.FREEZE, FaultKind.FREEZE_DAEMON)
+_HURRIED_SECONDS = 2.0
+"""A second SIGTERM that soon is for the same run of the daemon."""
+_GIVEN_UP_SECONDS = 10.0
+"""After a second SIGTERM: for the last commit, for leaving."""
 
 
 class Excuse(StrEnum):
@@ -62,9 +67,7 @@ class Excuses:
         is one whose daemon is told twice to end."""
         if self._by_process[earlier.process][-1] is not earlier:
             return False
-        stops = [d for d in self._all if d.kind is FaultKind.STOP and d.daemon == earlier.daemon]
-        hurried = any(second.from_ns - first.from_ns < 2e9 for first, second in pairwise(stops))
-        return hurried or any(
+        return any(hurried.daemon == earlier.daemon for hurried in self._hurried()) or any(
             earlier.pid in disturbance.pids and earlier.at_ns <= disturbance.until_ns + SETTLING_SECONDS * 1e9
             for disturbance in self._all
         )
@@ -80,8 +83,17 @@ class Excuses:
                     return True
         return False
 
+    def _hurried(self) -> Iterable[Disturbance]:
+        """The ends that were told twice to come: the last commit is tried for some seconds, and no longer."""
+        stops = [disturbance for disturbance in self._all if disturbance.kind is FaultKind.STOP]
+        for daemon in {stop.daemon for stop in stops}:
+            for first, second in pairwise(stop for stop in stops if stop.daemon == daemon):
+                if second.from_ns - first.from_ns < _HURRIED_SECONDS * 1e9:
+                    yield second._replace(until_ns=int(second.until_ns + _GIVEN_UP_SECONDS * 1e9))
+
     def _uncommitted(self) -> Iterable[Disturbance]:
         """What keeps a daemon from committing what it has processed, and gives its partitions to another."""
+        yield from self._hurried()
         frozen_until: dict[int, tuple[int, int]] = {}
         for disturbance in self._all:
             daemon, role = disturbance.daemon, disturbance.role
@@ -101,9 +113,23 @@ class Excuses:
                     yield disturbance._replace(from_ns=from_ns, until_ns=int(until_ns + SETTLING_SECONDS * 1e9))
 
     def _span(self, disturbance: Disturbance) -> tuple[int | None, int, int]:
-        """Whose handlings it leaves uncommitted, from when, until when. During an outage nothing was committed."""
-        from_ns = disturbance.from_ns - int(COMMIT_SECONDS * 1e9)
-        for outage in reversed(self._all):
-            if outage.kind in _OUTAGES and outage.from_ns < disturbance.until_ns and outage.until_ns > from_ns:
-                from_ns = min(from_ns, outage.from_ns - int(COMMIT_SECONDS * 1e9))
+        """Whose handlings it leaves uncommitted, from when, until when."""
+        before_ns = int(COMMIT_SECONDS * 1e9)
+        from_ns = disturbance.from_ns - before_ns
+        for first_ns, last_ns in reversed(self._blocked()):
+            if first_ns < disturbance.until_ns and last_ns > from_ns:
+                from_ns = min(from_ns, first_ns - before_ns)
         return disturbance.daemon, from_ns, disturbance.until_ns
+
+    def _blocked(self) -> list[tuple[int, int]]:
+        """When commits may be refused, or kept waiting: in outages, and in a rebalance that waits for a member which is
+        frozen, or dead and not missed yet. Ordered by their beginnings."""
+        session_ns = int((SESSION_TIMEOUT_SECONDS + SETTLING_SECONDS) * 1e9)
+        found: list[tuple[int, int]] = []
+        for disturbance in self._all:
+            if disturbance.kind in _OUTAGES or disturbance.kind is FaultKind.FREEZE_DAEMON:
+                found.append((disturbance.from_ns, disturbance.until_ns))
+            elif disturbance.role is Role.SUPERVISOR:
+                until_ns = disturbance.until_ns + (session_ns if disturbance.kind is FaultKind.KILL else 0)
+                found.append((disturbance.from_ns, until_ns))
+        return found
