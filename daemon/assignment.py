@@ -1,11 +1,10 @@
-"""The partitions this member has: taken, worked on, recorded, given back.
+"""The partitions this member has: taken, worked on, given back.
 
 Everything here runs on the event loop. A partition's ring and worker exist once per claim: nothing of an earlier
 assignment, or of an earlier offset, can reach a handler through them.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -16,8 +15,9 @@ from kafkasrcd.daemon.handler_pool import HandlerPool, describe_exit
 from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.daemon.recorder import Recorder
-from kafkasrcd.errors import GroupError, KafkasrcdError, StoreError
-from kafkasrcd.settings import AutoOffsetReset, Settings
+from kafkasrcd.daemon.recording import Recording
+from kafkasrcd.errors import KafkasrcdError
+from kafkasrcd.settings import AutoOffsetReset, CommitStrategy, Settings
 from kafkasrcd.storage.offset_store import TopicPartition
 from kafkasrcd.workers.control import (
     ControlMessage,
@@ -29,12 +29,9 @@ from kafkasrcd.workers.control import (
 )
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
-from kafkasrcd.workers.partition_memory import PartitionMemory
 
 _CLAIM_RETRY_SECONDS: Final = (0.2, 5.0)
-_FINAL_RECORD_SECONDS: Final = 5.0
-"""What the last record of a revocation may take even where handlers have used up its budget."""
-_RECORD_RETRY_SECONDS: Final = 0.1
+_DRY_LOOK_SECONDS: Final = 0.02
 _MEND_AND_RESTART: Final = "mend it, then restart kafkasrcd (systemctl restart, or kafkasrcd stop and start)"
 
 
@@ -44,18 +41,15 @@ class Assignment:
     def __init__(self, settings: Settings, fork_server: ForkServer, recorder: Recorder) -> None:
         self.partitions: dict[TopicPartition, Partition] = {}
         self.rebalances = 0
-        self.total_commits = 0
-        self.store_problem = ""
-        """Why the store takes nothing now; empty where it does."""
         self.handlers: HandlerPool
         self.assigned_once = False
         self.closing = False
         """The daemon is ending: what is assigned now is given back without having been touched."""
         self._settings = settings
-        self._setup = Setup(settings=msgspec.json.encode(settings), base_directory="", slot=-1)
+        self._setup = Setup(settings=msgspec.json.encode(settings), base_directory="", store_url="", slot=-1)
         self._fork_server = fork_server
         self._recorder = recorder
-        self._recording = asyncio.Lock()
+        self.recording = Recording(settings, recorder, self.partitions, self._lose)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = EventLog("assignment")
 
@@ -110,13 +104,13 @@ class Assignment:
                 starts = await self._recorder.claim(list(waiting), moved)
                 break
             except KafkasrcdError as error:
-                self._note_store(error)
+                self.recording.note_store(error)
                 for partition in waiting.values():
                     partition.problem = f"cannot be claimed: {error}; it is tried again"
                 self._log.repeated("claim_failed", f"partitions cannot be claimed: {error}", same=(str(error),))
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(wait_seconds * 2, most_seconds)
-        self._note_store(None)
+        self.recording.note_store(None)
         for name, partition in waiting.items():
             if partition.state is not State.CLAIMING:
                 continue
@@ -125,18 +119,14 @@ class Assignment:
             if start.next_offset is None:
                 partition.fail(start.problem, "commit an offset for the group, or set auto_offset_reset")
                 continue
-            partition.memory = PartitionMemory.create(
-                self._settings.supervisor.ring_bytes, start.assignment_epoch, start.next_offset
-            )
-            partition.memory.extend_lease(self._settings.supervisor.lease_seconds)
-            partition.committed = None
+            partition.begin(start, self.handlers.layout)
             self.handlers.bind(partition)
             partition.enter(State.STARTING, f"from offset {start.next_offset}")
             self._start_worker(partition)
 
     def _start_worker(self, partition: Partition) -> None:
-        memory, slot = partition.memory, partition.slot
-        if memory is None or slot is None:
+        memory = partition.memory
+        if memory is None:
             return
         name = partition.name
         child = self._fork_server.spawn(
@@ -153,8 +143,10 @@ class Assignment:
                 partition=name.partition,
                 assignment_epoch=memory.epoch,
                 start_offset=memory.position,
+                layout=self.handlers.layout,
+                layers=partition.reached().carried,
             ),
-            (memory.fd, partition.bell, self.handlers.slots[slot].bell),
+            (memory.fd, partition.bell, *self.handlers.bells(partition)),
         )
 
     # ---- what workers and handlers say -------------------------------------------------------------------------
@@ -211,7 +203,7 @@ class Assignment:
             target=target,
             lost=max(0, target - gone.position),
         )
-        self._begin_task(self._move(partition, target, finish_ring=True))
+        self._begin_move(partition, target)
 
     def on_record_failed(self, partition: Partition, reason: str) -> None:
         """A record failed for the last time: its partition stands still before it."""
@@ -221,27 +213,40 @@ class Assignment:
         """Replace the ring; what was in it is fetched again."""
         if partition.state in WORKING and partition.processed is not None:
             self._log.error("ring_replaced", f"the ring of {partition.name} is replaced: {reason}")
-            self._begin_task(self._move(partition, None, finish_ring=False))
+            partition.ring_is_broken = True
+            self._begin_move(partition, None)
 
-    async def _move(self, partition: Partition, target: int | None, *, finish_ring: bool) -> None:
-        """Start the partition anew, at ``target`` or at what is processed, with a new claim, ring and worker."""
-        partition.moving = True
-        while finish_ring and partition.state in WORKING and partition.processed != partition.position:
-            await asyncio.sleep(0.02)
+    def on_fenced(self, partition: Partition, reason: str) -> None:
+        """The store refused a handler's transaction: another member owns the partition."""
+        self._lose(partition, reason)
+
+    def on_store_away(self, reason: str) -> None:
+        """A handler process cannot commit its transactions."""
+        self.recording.on_store_away(reason)
+
+    def _begin_move(self, partition: Partition, target: int | None) -> None:
+        """Start the partition anew with a new claim, rings and worker: at ``target`` once the rings are dry, or, where
+        that is None, now and where it is."""
+        partition.moving = True  # at once: its worker's end may be the next thing that is heard
+        self._begin_task(self._move(partition, target))
+
+    async def _move(self, partition: Partition, target: int | None) -> None:
+        while target is not None and partition.state in WORKING and not _is_dry(partition):
+            await asyncio.sleep(_DRY_LOOK_SECONDS)
         if partition.state not in WORKING:
             return
         partition.enter(State.DRAINING, "it starts anew at another offset")
         deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         await self._settle([partition], deadline)
+        if target is None:
+            await self.recording.record([partition], deadline.remaining)
         if partition.state is not State.DRAINING or not partition.moving:
             return
-        processed = partition.memory.ring_processed if partition.memory is not None else None
         self.handlers.unbind(partition)
         partition.drop_memory()
         partition.moving = False
         partition.enter(State.CLAIMING)
-        start = processed if target is None else target
-        await self._take([partition], {} if start is None else {partition.name: start})
+        await self._take([partition], {} if target is None else {partition.name: target})
 
     # ---- giving back -------------------------------------------------------------------------------------------
 
@@ -260,23 +265,47 @@ class Assignment:
         """Revoke, in this order: end the hand-off, let handlers finish what they hold, kill those that do not, record
         what is processed, give back."""
         mine = [partition for partition in partitions if partition.state not in ENDED]
+        if self._settings.commit_strategy is CommitStrategy.AUTO:
+            await asyncio.gather(*(self._finish_ring(partition, deadline) for partition in mine))
         for partition in mine:
             partition.moving = False
             partition.stop_work()
             if partition.state is not State.DRAINING:
                 partition.enter(State.DRAINING)
         await self._settle(mine, deadline)
-        await self._record_finally(mine, deadline)
-        all_recorded = not _unrecorded(mine)
+        all_recorded = await self.recording.record_finally(mine, deadline)
         for partition in mine:
             if partition.state is State.DRAINING:
                 self._end(partition)
         return all_recorded
 
+    async def _finish_ring(self, partition: Partition, deadline: Deadline) -> None:
+        """With ``auto``: what is handed off is committed already, or will be; have it handled, too."""
+        if partition.state not in WORKING or partition.worker is None:
+            return
+        partition.moving = True
+        partition.worker.kill()
+        await partition.worker_gone()
+        while partition.state in WORKING and not _is_dry(partition) and not deadline.passed:
+            if partition.memory is not None:
+                partition.memory.extend_lease(self._settings.supervisor.lease_seconds)
+            await asyncio.sleep(_DRY_LOOK_SECONDS)
+        if not _is_dry(partition):
+            self._log.error(
+                "handed_off_not_handled",
+                f"{partition.name}: up to {(partition.position or 0) - (partition.processed or 0)} records are "
+                "committed and were not handled by the deadline: commit_strategy auto loses them",
+                topic=partition.name.topic,
+                partition=partition.name.partition,
+                offset=partition.processed,
+                position=partition.position,
+            )
+
     async def _settle(self, partitions: list[Partition], deadline: Deadline) -> None:
         """End all work on ``partitions`` in parallel; a handler that holds a record past the deadline is killed."""
         for partition in partitions:
             partition.stop_work()
+            self.handlers.ring(partition)
         settled = await asyncio.gather(*(partition.settle(deadline) for partition in partitions))
         for partition, quiet in zip(partitions, settled, strict=True):
             if not quiet:
@@ -309,80 +338,6 @@ class Assignment:
             del self.partitions[partition.name]
         partition.end()
 
-    # ---- recording ---------------------------------------------------------------------------------------------
-
-    async def record_processed(self) -> None:
-        """The periodic commit; skipped while the one before it is still waiting for a store or a broker."""
-        if not self._recording.locked():
-            await self.record(list(self.partitions.values()), None)
-
-    async def _record_finally(self, partitions: list[Partition], deadline: Deadline) -> None:
-        """Record for the last time; again where that fails, until the deadline, and for ``_FINAL_RECORD_SECONDS`` in
-        any case.
-
-        A rebalance overtakes a commit: the broker keeps it waiting behind this member's request to join, and then
-        refuses it, since it is of the generation before. The next one is of the new generation.
-        """
-        least = Deadline(_FINAL_RECORD_SECONDS)
-        while not await self.record(partitions, min(max(deadline.remaining, least.remaining), _FINAL_RECORD_SECONDS)):
-            if deadline.passed and least.passed:
-                return
-            await asyncio.sleep(_RECORD_RETRY_SECONDS)
-
-    async def record(self, partitions: Iterable[Partition], seconds: float | None) -> bool:
-        """Record what is processed and not recorded yet; False where the store or Kafka did not take all of it."""
-        try:
-            async with asyncio.timeout(seconds), self._recording:
-                # Looked at only now: the record before this one may have been of the same partitions.
-                offsets = _unrecorded(partitions)
-                if not offsets and self.store_problem:
-                    # Nothing goes on until the store is known to take something: ask with what it has already.
-                    offsets = self._one_more_time()
-                if not offsets:
-                    self.store_problem = ""
-                    return True
-                recorded = await self._recorder.record(offsets)
-        except (StoreError, GroupError) as error:
-            self._note_store(error)
-            self._log.repeated("commit_failed", f"offsets are not recorded: {error}", same=(str(error),))
-            return False
-        except TimeoutError:
-            self._log.error("commit_overdue", f"offsets are not recorded within {seconds:.0f} s")
-            return False
-        self._note_store(None)
-        self.total_commits += 1
-        now_ms = int(time.time() * 1000)
-        for name, offset in recorded.accepted.items():
-            partition = self.partitions.get(name)
-            if partition is not None:
-                partition.committed = offset
-                partition.last_commit_ms = now_ms
-        for name, refusal in recorded.refused_by_store.items():
-            partition = self.partitions.get(name)
-            if partition is not None and partition.memory is not None and partition.memory.epoch == offsets[name][0]:
-                self._lose(partition, str(refusal))
-        for name, reason in recorded.refused_by_kafka.items():
-            self._log.repeated("commit_refused", f"the commit of {name} is refused: {reason}", same=(name,))
-        return not recorded.refused_by_kafka
-
-    async def prove_membership(self) -> bool:
-        """Whether the group accepts a commit of this member now; True where it has nothing to commit."""
-        offsets = self._one_more_time()
-        try:
-            return not offsets or bool((await self._recorder.record(offsets)).accepted)
-        except (StoreError, GroupError):
-            return False
-
-    def _one_more_time(self) -> dict[TopicPartition, tuple[int, int]]:
-        """What one partition at work has processed, recorded already or not: to see whether it is taken."""
-        for partition in self.partitions.values():
-            if partition.state in WORKING and partition.memory is not None:
-                return {partition.name: (partition.memory.epoch, partition.memory.processed)}
-        return {}
-
-    def _note_store(self, error: KafkasrcdError | None) -> None:
-        self.store_problem = str(error) if isinstance(error, StoreError) else ""
-
     def _begin_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -394,14 +349,9 @@ class Assignment:
             self._log.error("defect", f"an internal task failed: {task.exception()!r}", cause=task.exception())
 
 
-def _unrecorded(partitions: Iterable[Partition]) -> dict[TopicPartition, tuple[int, int]]:
-    return {
-        partition.name: (partition.memory.epoch, partition.memory.processed)
-        for partition in partitions
-        if partition.memory is not None
-        and partition.state not in ENDED
-        and partition.memory.processed != partition.committed
-    }
+def _is_dry(partition: Partition) -> bool:
+    """Whether all that was handed off is done."""
+    return partition.memory is None or partition.memory.is_empty
 
 
 def _listed(names: list[TopicPartition]) -> str:

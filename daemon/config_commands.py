@@ -109,9 +109,12 @@ def _findings(load_configuration: Callable[..., "Configuration"], timeout_second
 
 def load_handlers(configuration: "Configuration") -> "HandlerTargets":
     """Import the handlers and check their signatures, as the handler processes will. Raises ConfigurationError."""
+    from kafkasrcd.settings import CommitStrategy
     from kafkasrcd.workers.handler_target import load_targets
 
-    return load_targets(configuration.settings.handler, configuration.base_directory)
+    settings = configuration.settings
+    in_transactions = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
+    return load_targets(settings.handler, configuration.base_directory, in_transactions=in_transactions)
 
 
 def _print(finding: "Finding") -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from urllib.parse import urlsplit
 
 import msgspec
@@ -11,7 +12,7 @@ from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
 from kafkasrcd.daemon.topic_patterns import is_pattern, pattern_error, subscribes
 from kafkasrcd.errors import ConfigurationError
-from kafkasrcd.settings import CommitStrategy, GroupProtocol, Settings
+from kafkasrcd.settings import CommitStrategy, GroupProtocol, Ordering, Settings
 from kafkasrcd.workers.kafka_settings import (
     heartbeat_interval_ms,
     max_poll_interval_ms,
@@ -19,6 +20,7 @@ from kafkasrcd.workers.kafka_settings import (
     session_timeout_ms,
 )
 from kafkasrcd.workers.redaction import hide_url_passwords
+from kafkasrcd.workers.spread import MOST_SLOTS
 
 # What the broker allows for a topic and for a group.instance.id (org.apache.kafka.common.internals.Topic).
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -28,8 +30,6 @@ _BROKER = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?",
     re.IGNORECASE,
 )
-_AVAILABLE_STRATEGIES = (CommitStrategy.PERIODIC,)
-_LATER_STORES = ("postgresql",)
 
 MAX_GROUP_ID_LENGTH = 249
 """The control socket, the client id and the store carry the name; the broker itself takes 32767."""
@@ -52,7 +52,8 @@ def check(settings: Settings) -> Report:
         *_group(settings),
         *_topics(settings),
         *_handlers(settings),
-        *_not_in_this_version(settings),
+        *_strategy(settings),
+        *_store(settings.store.url),
         *_protocol(settings),
         *_timeouts(settings),
         *_extra_config(settings),
@@ -170,29 +171,56 @@ def _target(setting: str, target: str) -> Iterator[Problem]:
         yield Problem(setting, f"expected package.module:function, got {shown(target)}{hint}")
 
 
-def _not_in_this_version(settings: Settings) -> Iterator[Problem]:
-    strategy = settings.commit_strategy
-    if strategy not in _AVAILABLE_STRATEGIES:
-        allowed = " or ".join(f"'{each.value}'" for each in _AVAILABLE_STRATEGIES)
-        yield Problem("commit_strategy", f"'{strategy.value}' is not available in this version; use {allowed}")
-    yield from _store(settings.store.url)
+def _strategy(settings: Settings) -> Iterator[Problem]:
+    handler = settings.handler
+    if settings.commit_strategy is CommitStrategy.ON_CHECKPOINT:
+        involves = ("commit_strategy",)
+        if settings.store.url == "memory://":
+            text = "with commit_strategy 'on_checkpoint' it is the database of the handler's effects, not memory://"
+            yield Problem("store.url", text, involves)
+        if handler.threads > 1:
+            text = "with commit_strategy 'on_checkpoint' at most 1: a transaction runs one statement at a time"
+            yield Problem("handler.threads", text, involves)
+    if handler.ordering is not Ordering.PARTITION and handler.processes > MOST_SLOTS:
+        text = f"{handler.processes} is above {MOST_SLOTS}, the most with ordering '{handler.ordering.value}'"
+        yield Problem("handler.processes", text, ("handler.ordering",))
+    yield from _start_from(settings.start_from)
+
+
+def _start_from(text: str) -> Iterator[Problem]:
+    kind, _, value = text.partition(":")
+    allowed = "earliest, latest, offset:1000 or timestamp:2026-01-31T12:00:00+00:00"
+    if text in ("", "earliest", "latest") or (kind == "offset" and value.isdecimal() and len(value) < 19):
+        return
+    if kind == "timestamp":
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            yield Problem("start_from", f"{shown(value)} is not a time as in timestamp:2026-01-31T12:00:00+00:00")
+            return
+        if at.tzinfo is None:
+            yield Problem("start_from", f"{shown(value)} has no time zone: end it with Z, or as in +01:00")
+        return
+    yield Problem("start_from", f"expected {allowed}, got {shown(text)}")
 
 
 def _store(url: str) -> Iterator[Problem]:
-    allowed = "sqlite:///path or memory://"
+    allowed = "sqlite:///path, postgresql://user@host/database or memory://"
     if not url or url == "memory://":
         return
     try:
-        scheme = urlsplit(url).scheme.partition("+")[0]
+        parts = urlsplit(url)
+        scheme = parts.scheme.partition("+")[0]
     except ValueError:
-        scheme = ""
-    if scheme in _LATER_STORES:
-        yield Problem("store.url", f"'{scheme}' is not available in this version; use {allowed}")
-    elif scheme == "memory":
+        parts, scheme = urlsplit(""), ""
+    if scheme == "memory":
         yield Problem("store.url", "expected memory:// and nothing after it")
+    elif parts.scheme in ("postgresql", "postgresql+psycopg") and url.startswith(f"{parts.scheme}://"):
+        if not parts.path.strip("/"):
+            yield Problem("store.url", "names no database, as in postgresql://user@host/database")
     elif not url.startswith("sqlite://"):
         text = f"expected {allowed}, got {hide_url_passwords(shown(url))}"
-        yield Problem("store.url", f"{text}{did_you_mean(scheme, ['sqlite', 'memory'])}")
+        yield Problem("store.url", f"{text}{did_you_mean(scheme, ['sqlite', 'postgresql', 'memory'])}")
     elif not url.startswith("sqlite:///") or url in {"sqlite:///", "sqlite:///:memory:"}:
         text = "needs a path after three slashes, as in sqlite:////var/lib/kafkasrcd/offsets.db"
         yield Problem("store.url", f"{text}; for one that is not kept, memory://")

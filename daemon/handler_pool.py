@@ -3,9 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,15 +13,18 @@ from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.errors import ConfigurationError, WorkerBootError
 from kafkasrcd.settings import Settings
+from kafkasrcd.storage.offset_store import Layout
 from kafkasrcd.workers.control import (
     Bind,
     ControlMessage,
     Exit,
+    Fenced,
     HandlerReady,
     HandlerRefused,
     RecordFailed,
     RingBroken,
     Setup,
+    StoreAway,
     Unbind,
 )
 from kafkasrcd.workers.event_log import EventLog
@@ -30,8 +32,21 @@ from kafkasrcd.workers.event_log import EventLog
 _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
 
-OnRecordFailed = Callable[[Partition, str], None]
-OnRingBroken = Callable[[Partition, str], None]
+
+class HandlerEvents(Protocol):
+    """What handler processes say about partitions, told on the event loop."""
+
+    def on_record_failed(self, partition: Partition, reason: str) -> None: ...
+    def on_ring_broken(self, partition: Partition, reason: str) -> None: ...
+    def on_fenced(self, partition: Partition, reason: str) -> None: ...
+    def on_store_away(self, reason: str) -> None: ...
+
+
+class Bound(NamedTuple):
+    """One slot of a partition, bound to a handler process."""
+
+    partition: Partition
+    slot: int
 
 
 class HandlerSlot:
@@ -41,7 +56,7 @@ class HandlerSlot:
         self.slot = slot
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Rung by the workers of the bound partitions."""
-        self.bound: dict[int, Partition] = {}
+        self.bound: dict[int, Bound] = {}
         self.child: ChildProcess | None = None
         self.ready = False
         self.problem = ""
@@ -52,22 +67,26 @@ class HandlerSlot:
 
 
 class HandlerPool:
-    """N handler processes. A partition is bound to the one that has the fewest."""
+    """N handler processes. A partition is bound to the one that has the fewest, or, with ordering by key or none, each
+    of its slots to one of them."""
 
     def __init__(
         self,
         settings: Settings,
+        layout: Layout,
         base_directory: Path,
         fork_server: ForkServer,
-        on_record_failed: OnRecordFailed,
-        on_ring_broken: OnRingBroken,
+        store_url: str,
+        events: HandlerEvents,
     ) -> None:
+        self.layout = layout
+        """How every partition's records are spread: over all of these processes, or not."""
         self._settings = settings
         self._setup = msgspec.json.encode(settings)
         self._base_directory = str(base_directory)
+        self._store_url = store_url
         self._fork_server = fork_server
-        self._on_record_failed = on_record_failed
-        self._on_ring_broken = on_ring_broken
+        self._events = events
         self._log = EventLog("handlers")
         self._bindings = 0
         self._stopping = False
@@ -94,34 +113,47 @@ class HandlerPool:
                 "something when it is imported?"
             ) from None
 
-    def bind(self, partition: Partition) -> HandlerSlot:
-        """Give ``partition`` (which has its memory) to a handler process."""
-        slot = min(self.slots, key=lambda slot: len(slot.bound))
+    def bind(self, partition: Partition) -> None:
+        """Give ``partition`` (which has its memory) to handler processes."""
+        if self.layout.slots == 1:
+            self._bind(min(self.slots, key=lambda slot: len(slot.bound)), Bound(partition, 0))
+        else:
+            for index, slot in enumerate(self.slots):
+                self._bind(slot, Bound(partition, index))
+
+    def _bind(self, slot: HandlerSlot, bound: Bound) -> None:
         self._bindings += 1
-        partition.binding = self._bindings
-        partition.slot = slot.slot
-        slot.bound[partition.binding] = partition
+        bound.partition.bindings[self._bindings] = slot.slot
+        slot.bound[self._bindings] = bound
         if slot.ready:
-            self._send_bind(slot, partition)
-        return slot
+            self._send_bind(slot, self._bindings, bound)
+
+    def bells(self, partition: Partition) -> list[int]:
+        """The bell of each of its slots' handler processes, in the order of the slots."""
+        return [self.slots[slot].bell for slot in partition.bindings.values()]
+
+    def ring(self, partition: Partition) -> None:
+        """Have the handler processes look at it: its lease has ended, and what they have open of it is to be closed."""
+        for bell in self.bells(partition):
+            os.eventfd_write(bell, 1)
 
     def unbind(self, partition: Partition) -> None:
         """Take it back; nothing of it is in flight. A no-op where it is not bound."""
-        if partition.slot is None:
-            return
-        slot = self.slots[partition.slot]
-        if slot.bound.pop(partition.binding, None) is not None and slot.child is not None and slot.ready:
-            slot.child.send(Unbind(partition.binding))
-        partition.slot = None
+        for binding, number in partition.bindings.items():
+            slot = self.slots[number]
+            if slot.bound.pop(binding, None) is not None and slot.child is not None and slot.ready:
+                slot.child.send(Unbind(binding))
+        partition.bindings.clear()
 
     async def kill(self, partition: Partition) -> None:
-        """End the process that holds ``partition``'s record past its deadline; its other partitions go on after."""
-        if partition.slot is None:
+        """End the processes that hold records of ``partition`` past its deadline; their others go on after."""
+        if partition.memory is None:
             return
-        child = self.slots[partition.slot].child
-        if child is not None:
-            child.kill()
-            await child.exited.wait()
+        for number, memory in zip(partition.bindings.values(), partition.memory.slots, strict=True):
+            child = self.slots[number].child
+            if child is not None and not memory.is_quiet:
+                child.kill()
+                await child.exited.wait()
 
     async def stop(self, seconds: float) -> None:
         """End all: idle ones by themselves, the rest killed after ``seconds``."""
@@ -150,14 +182,17 @@ class HandlerPool:
             lambda message: self._on_message(slot, message),
             lambda exit_code: self._on_exit(slot, exit_code),
         )
-        slot.child.send(Setup(settings=self._setup, base_directory=self._base_directory, slot=slot.slot), (slot.bell,))
+        setup = Setup(
+            settings=self._setup, base_directory=self._base_directory, store_url=self._store_url, slot=slot.slot
+        )
+        slot.child.send(setup, (slot.bell,))
 
     def _on_message(self, slot: HandlerSlot, message: ControlMessage) -> None:
         if isinstance(message, HandlerReady):
             slot.ready = True
             slot.problem = ""
-            for bound in slot.bound.values():
-                self._send_bind(slot, bound)
+            for binding, bound in slot.bound.items():
+                self._send_bind(slot, binding, bound)
             if not self._boot.done() and all(other.ready for other in self.slots):
                 self._boot.set_result(None)
         elif isinstance(message, HandlerRefused):
@@ -166,14 +201,16 @@ class HandlerPool:
                 self._log.error("handler_refused", f"handler {slot.slot} cannot start again: {message.reason}")
             else:
                 self._fail_boot(message.reason)
-        elif isinstance(message, RecordFailed):
-            partition = slot.bound.get(message.binding)
-            if partition is not None:
-                self._on_record_failed(partition, f"offset {message.offset}: {message.error}")
-        elif isinstance(message, RingBroken):
-            partition = slot.bound.get(message.binding)
-            if partition is not None:
-                self._on_ring_broken(partition, message.reason)
+        elif isinstance(message, StoreAway):
+            self._events.on_store_away(message.reason)
+        elif isinstance(message, RecordFailed | RingBroken | Fenced) and message.binding in slot.bound:
+            partition = slot.bound[message.binding].partition
+            if isinstance(message, RecordFailed):
+                self._events.on_record_failed(partition, f"offset {message.offset}: {message.error}")
+            elif isinstance(message, RingBroken):
+                self._events.on_ring_broken(partition, message.reason)
+            else:
+                self._events.on_fenced(partition, message.reason)
 
     def _on_exit(self, slot: HandlerSlot, exit_code: int) -> None:
         slot.ready = False
@@ -203,17 +240,28 @@ class HandlerPool:
             self._boot.exception()  # looked at, so that asyncio does not complain where nobody waits any more
 
     def _blame(self, slot: HandlerSlot, exit_code: int) -> None:
-        """Count the death against the record that was in its hands, and stop a partition whose record kills."""
-        for partition in list(slot.bound.values()):
-            memory = partition.memory
-            offset = None if memory is None else memory.in_flight
-            if memory is None or offset is None:
+        """Count the death against the record that was in its hands, and stop a partition whose record kills.
+
+        Where it had several, none is counted: its successor handles them one at a time.
+        """
+        held: list[tuple[Partition, int]] = []
+        is_single = True
+        for partition, number in slot.bound.values():
+            if partition.memory is None:
                 continue
+            memory = partition.memory.slots[number]
+            offset = memory.in_flight
+            if offset is not None:
+                held.append((partition, offset))
+                is_single = is_single and memory.is_single
             memory.handler_ended()
-            deaths = partition.count_crash(offset)
+        is_single = is_single and len(held) == 1
+        for partition, offset in held:
+            deaths = partition.count_crash(offset) if is_single else 0
             self._log.warning(
                 "record_in_flight",
-                f"{partition.name}@{offset} was in the hands of handler {slot.slot} when it ended",
+                f"{partition.name}@{offset} was in the hands of handler {slot.slot} when it ended"
+                + ("" if is_single else ", with others"),
                 topic=partition.name.topic,
                 partition=partition.name.partition,
                 offset=offset,
@@ -221,17 +269,20 @@ class HandlerPool:
             )
             if deaths >= self._settings.handler.crash_attempts:
                 reason = f"offset {offset}: its handler process ended {deaths} times with {describe_exit(exit_code)}"
-                self._on_record_failed(partition, reason)
+                self._events.on_record_failed(partition, reason)
 
-    def _send_bind(self, slot: HandlerSlot, partition: Partition) -> None:
+    def _send_bind(self, slot: HandlerSlot, binding: int, bound: Bound) -> None:
+        partition = bound.partition
         if slot.child is None or partition.memory is None:
             return
         slot.child.send(
             Bind(
-                binding=partition.binding,
+                binding=binding,
                 topic=partition.name.topic,
                 partition=partition.name.partition,
                 assignment_epoch=partition.memory.epoch,
+                slot=bound.slot,
+                layout=self.layout,
             ),
             (partition.memory.fd, partition.bell),
         )

@@ -3,48 +3,62 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException
+import msgspec
+from confluent_kafka import OFFSET_END, Consumer, KafkaException
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 
+from kafkasrcd.daemon.reached import Reached, layers_of, note_of
 from kafkasrcd.errors import GroupError
-from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.storage.offset_store import Layer, TopicPartition
 
 _ANSWER_SECONDS: Final = 10.0
 """For committed offsets and for the ends of partitions: many times what a slow broker takes."""
 
 
-def committed_offsets(consumer: Consumer, names: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+class Committed(msgspec.Struct, frozen=True):
+    """A group's record of one partition: everything before ``next_offset`` is done, and what ``layers`` say."""
+
+    next_offset: int
+    layers: tuple[Layer, ...]
+
+
+def committed_offsets(consumer: Consumer, names: Sequence[TopicPartition]) -> dict[TopicPartition, Committed]:
     """What the group has committed; a partition without is left out. Raises GroupError where that is not known now."""
     try:
-        return _valid(consumer.committed([_kafka(name) for name in names], timeout=_ANSWER_SECONDS))
+        answered = consumer.committed([_kafka(name) for name in names], timeout=_ANSWER_SECONDS)
     except KafkaException as exception:
         raise GroupError(f"the committed offsets cannot be read: {exception.args[0].str()}") from exception
+    notes = {_name(partition): partition.metadata or "" for partition in answered}
+    return {name: Committed(offset, layers_of(notes[name], offset)) for name, offset in _valid(answered).items()}
 
 
-def end_offsets(consumer: Consumer, names: Sequence[TopicPartition], *, first: bool) -> dict[TopicPartition, int]:
-    """The ``first`` offset that is there, or the next to be given out, of every partition: one request for all.
+def offsets_at(consumer: Consumer, names: Sequence[TopicPartition], at_ms: int) -> dict[TopicPartition, int]:
+    """The first offset whose record is not older than ``at_ms`` (milliseconds since 1970, or librdkafka's
+    OFFSET_BEGINNING or OFFSET_END), or the next to be given out where all are: one request for all.
 
     Raises GroupError where the broker does not say.
     """
-    wanted = [_kafka(name, OFFSET_BEGINNING if first else OFFSET_END) for name in names]
     try:
-        found = _valid(consumer.offsets_for_times(wanted, timeout=_ANSWER_SECONDS))
+        found = _valid(consumer.offsets_for_times([_kafka(name, at_ms) for name in names], timeout=_ANSWER_SECONDS))
     except KafkaException as exception:
-        raise GroupError(f"the partitions' ends cannot be read: {exception.args[0].str()}") from exception
-    if len(found) < len(names):
-        raise GroupError(f"the broker does not say where {min(set(names) - found.keys())} starts")
+        raise GroupError(f"the partitions' offsets cannot be read: {exception.args[0].str()}") from exception
+    beyond_end = [name for name in names if name not in found]
+    if beyond_end and at_ms != OFFSET_END:
+        found |= offsets_at(consumer, beyond_end, OFFSET_END)
+    elif beyond_end:
+        raise GroupError(f"the broker does not say where {beyond_end[0]} starts")
     return found
 
 
-def commit(consumer: Consumer, offsets: Mapping[TopicPartition, tuple[int, int]]) -> dict[TopicPartition, str]:
-    """Commit ``{partition: (assignment_epoch, next_offset)}``; the refusals, by partition.
+def commit(consumer: Consumer, offsets: Mapping[TopicPartition, Reached]) -> dict[TopicPartition, str]:
+    """Commit how far each partition has got; the refusals, by partition.
 
     Blocks a millisecond with a broker, 8 s without (librdkafka's own limit). Raises GroupError where nothing was
-    accepted. The epoch goes along as the commit's metadata, for whoever looks at the group with Kafka's tools.
+    accepted.
     """
     wanted = [
-        KafkaTopicPartition(name.topic, name.partition, next_offset, metadata=f"kafkasrcd epoch {epoch}")
-        for name, (epoch, next_offset) in offsets.items()
+        KafkaTopicPartition(name.topic, name.partition, reached.next_offset, metadata=note_of(reached))
+        for name, reached in offsets.items()
     ]
     try:
         answered = consumer.commit(offsets=wanted, asynchronous=False)

@@ -31,7 +31,7 @@ class LeaseKeeper:
     @property
     def held(self) -> bool:
         """Whether leases are being renewed: membership needs no proof, and the store takes what is processed."""
-        return self._proof is None and not self._assignment.store_problem
+        return self._proof is None and not self._assignment.recording.store_problem
 
     def renew(self) -> None:
         """Move every lease forward, unless this loop was away for longer than a lease."""
@@ -52,7 +52,7 @@ class LeaseKeeper:
 
     async def _prove(self) -> None:
         while True:
-            if await self._assignment.prove_membership():
+            if await self._assignment.recording.prove_membership():
                 # A revocation that librdkafka had queued before the commit is told by a poll that begins after it.
                 polls = self._membership.polls
                 while self._membership.polls < polls + 2:

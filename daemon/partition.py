@@ -8,13 +8,23 @@ from typing import Any, Final
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess
 from kafkasrcd.daemon.lifecycle import ENDED, State, transition
+from kafkasrcd.daemon.reached import Reached, beyond
 from kafkasrcd.daemon.rolling_rate import RollingRate
-from kafkasrcd.settings import Settings
-from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.daemon.start_points import StartPoint
+from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.offset_store import WHOLE, Layer, Layout, TopicPartition
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
-from kafkasrcd.workers.partition_memory import BYTES, HIGH_WATERMARK, LOG_START, MESSAGES, UNKNOWN, PartitionMemory
-from kafkasrcd.workers.ring import FAILURES
+from kafkasrcd.workers.partition_memory import (
+    BYTES,
+    HIGH_WATERMARK,
+    KEEPS_CELL,
+    LOG_START,
+    MESSAGES,
+    UNKNOWN,
+    PartitionMemory,
+)
+from kafkasrcd.workers.ring import COMMITTABLE, FAILURES, PROCESSED
 
 _STORES_SETTLE_SECONDS: Final = 0.005
 """After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
@@ -41,13 +51,23 @@ class Partition:
         """Wakes the worker."""
         self.moving = False
         """Its worker's end is expected: it is about to start anew at another offset."""
-        self.slot: int | None = None
-        self.binding = 0
-        self.committed: int | None = None
+        self.bindings: dict[int, int] = {}
+        """For each slot, in order: its binding, and the handler process it is bound to."""
+        self.recorded: Reached | None = None
+        """What the store and Kafka have of this epoch."""
         self.last_commit_ms: int | None = None
         self.ended = asyncio.Event()
         """Set once nothing of it runs any more: its successor may start."""
         self.backoff = RestartBackoff(settings.supervisor.worker_restarts, settings.supervisor.restart_window_seconds)
+        self._settings = settings
+        self._strategy = settings.commit_strategy
+        self._layout: Layout = WHOLE
+        self._carried: tuple[Layer, ...] = ()
+        self.ring_is_broken = False
+        """Nothing its rings say is trusted but how far the handler has got."""
+        self._least: list[int] = []
+        """For each slot, the furthest that it was seen done: it may read lower, once a record comes behind offsets
+        that held none."""
         self._crash_offset = -1
         self._crashes = 0
         # Of earlier epochs of the same assignment, so that the totals grow through a restart at another offset.
@@ -88,10 +108,11 @@ class Partition:
             self.worker.kill()
 
     async def settle(self, deadline: Deadline) -> bool:
-        """After ``stop_work``: wait until no record is in flight and the worker is reaped; False at the deadline."""
+        """After ``stop_work``: wait until no record is in flight or in an open transaction, and the worker is reaped;
+        False at the deadline."""
         await asyncio.sleep(_STORES_SETTLE_SECONDS)
         wait_seconds = 0.001
-        while self.memory is not None and self.memory.in_flight is not None:
+        while self.memory is not None and not self.memory.is_quiet:
             if deadline.passed:
                 return False
             await asyncio.sleep(min(wait_seconds, deadline.remaining))
@@ -107,6 +128,53 @@ class Partition:
             except TimeoutError:
                 _log.error("worker_not_reaped", f"the killed worker of {self.name} is not reaped: is the host stuck?")
 
+    def begin(self, start: StartPoint, layout: Layout) -> None:
+        """Have memory for records from ``start`` on."""
+        if start.next_offset is None:
+            raise ValueError(f"{self.name} has no offset to start at")
+        starts = start.starts(layout)
+        ring_bytes = self._settings.supervisor.ring_bytes
+        self.memory = PartitionMemory.create(ring_bytes, start.assignment_epoch, start.next_offset, starts)
+        self.memory.extend_lease(self._settings.supervisor.lease_seconds)
+        self.recorded = None
+        self.ring_is_broken = False
+        self._layout = layout
+        self._carried = start.carried(layout)
+        self._least = list(starts)
+
+    def reached(self, *, again: bool = False) -> Reached:
+        """How far it has got, as the commit strategy counts; ``again``: as if the store had none of it.
+
+        Never less than at an earlier call. Raises ValueError where it has no memory.
+        """
+        memory = self.memory
+        if memory is None:
+            raise ValueError(f"{self.name} has not begun")
+        if self._strategy is CommitStrategy.AUTO:
+            now = [max(memory.position, memory.processed)] * len(memory.slots)
+        elif self.ring_is_broken:
+            now = [slot.cells[KEEPS_CELL[self._strategy]] for slot in memory.slots]
+        else:
+            now = memory.done(KEEPS_CELL[self._strategy])
+        self._least = [max(pair) for pair in zip(self._least, now, strict=True)]
+        stored: tuple[bool, ...] = ()
+        if self._strategy is CommitStrategy.ON_CHECKPOINT and not again:
+            stored = tuple(
+                slot.cells[COMMITTABLE] >= least for slot, least in zip(memory.slots, self._least, strict=True)
+            )
+        self._carried = beyond(min(self._least), self._carried)
+        return Reached(memory.epoch, tuple(self._least), self._layout, self._carried, stored)
+
+    @property
+    def epoch(self) -> int | None:
+        """The assignment epoch; None until claimed."""
+        return None if self.memory is None else self.memory.epoch
+
+    @property
+    def committed(self) -> int | None:
+        """Next offset as the store and Kafka have it; None until something of this epoch is recorded."""
+        return None if self.recorded is None else self.recorded.next_offset
+
     @property
     def position(self) -> int | None:
         """Next offset to hand off; None until claimed."""
@@ -115,7 +183,12 @@ class Partition:
     @property
     def processed(self) -> int | None:
         """Next offset after the processed prefix; None until claimed."""
-        return None if self.memory is None else self.memory.processed
+        if self.memory is None:
+            return None
+        done = self.memory.done(PROCESSED)
+        if self._strategy is not CommitStrategy.AUTO:
+            done = [max(pair) for pair in zip(done, self._least, strict=True)]
+        return min(done)
 
     @property
     def high_watermark(self) -> int | None:
@@ -129,16 +202,17 @@ class Partition:
         """Offsets between what is processed (or still there) and the end; never negative."""
         if self.memory is None or self.high_watermark is None:
             return None
-        return max(0, self.high_watermark - max(self.memory.processed, self.memory.cells[LOG_START]))
+        return max(0, self.high_watermark - max(self.processed or 0, self.memory.cells[LOG_START]))
 
     @property
     def totals(self) -> tuple[int, int, int]:
         """Messages handed off, bytes handed off, failures; since the assignment."""
         if self.memory is None:
             return self._past
-        cells, ring_cells = self.memory.cells, self.memory.ring_cells
+        cells = self.memory.cells
         messages, size, failures = self._past
-        return messages + cells[MESSAGES], size + cells[BYTES], failures + ring_cells[FAILURES]
+        failures += sum(slot.cells[FAILURES] for slot in self.memory.slots)
+        return messages + cells[MESSAGES], size + cells[BYTES], failures
 
     def sample_rates(self, now: float) -> None:
         """Once a second; ``now`` is monotonic seconds."""

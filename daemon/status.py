@@ -29,8 +29,8 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
     """Empty where nothing is wrong; else one sentence: what, and what to do."""
     assignment_epoch: int
-    handler: int
-    """The slot of the handler process it is bound to; -1 where it is not."""
+    handlers: list[int]
+    """The handler processes it is bound to: one, or with ordering by key or none all."""
     position: int | None
     processed: int | None
     committed: int | None

@@ -60,7 +60,7 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
         since_ms=partition.since_ms,
         problem=partition.problem,
         assignment_epoch=0 if partition.memory is None else partition.memory.epoch,
-        handler=-1 if partition.slot is None else partition.slot,
+        handlers=sorted(set(partition.bindings.values())),
         position=partition.position,
         processed=partition.processed,
         committed=partition.committed,

@@ -107,7 +107,7 @@ def _figures(partition: PartitionStatus, status: Status, *, wide: bool) -> list[
         f"{partition.failures:,}",
         f"{partition.bytes / 1e6:,.1f}",
         commit,
-        "-" if partition.handler < 0 else str(partition.handler),
+        "all" if len(partition.handlers) > 1 else "".join(map(str, partition.handlers)) or "-",
         _offset_plain(worker.pid),
         f"{worker.cpu_percent:.0f}",
         f"{worker.rss_bytes / 1e6:.0f}",

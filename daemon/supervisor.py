@@ -31,10 +31,11 @@ from kafkasrcd.daemon.status_report import (
     running_pids,
 )
 from kafkasrcd.errors import GroupError
-from kafkasrcd.settings import Settings
+from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.storage.opening import open_store
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.spread import layout_of
 
 _TURN_SECONDS: Final = 0.1
 """One turn of the loop: leases are renewed this often, a fiftieth of the default lease."""
@@ -74,14 +75,12 @@ class Supervisor:
         self._log = EventLog("supervisor")
         self._notifier = Notifier(os.environ)
         self._fork_server = ForkServer()
-        self._recorder = Recorder(settings, owner=f"{socket.gethostname()}:{os.getpid()}")
+        processes = settings.handler.processes or len(os.sched_getaffinity(0))
+        layout = layout_of(settings.handler.ordering, processes)
+        self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)
         self._assignment = Assignment(settings, self._fork_server, self._recorder)
         self._handlers = self._assignment.handlers = HandlerPool(
-            settings,
-            base_directory,
-            self._fork_server,
-            self._assignment.on_record_failed,
-            self._assignment.on_ring_broken,
+            settings, layout, base_directory, self._fork_server, store_url, self._assignment
         )
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
@@ -99,12 +98,24 @@ class Supervisor:
         self._log.info(
             "starting", f"kafkasrcd {installed_version()} starts for group {self._settings.group_id}", pid=os.getpid()
         )
+        if self._settings.commit_strategy is CommitStrategy.AUTO:
+            self._log.warning(
+                "auto_commits_early",
+                "commit_strategy auto commits what is handed off: a crash of this daemon or host loses up to "
+                f"{self._settings.supervisor.ring_bytes >> 10} KiB of records in each partition's ring, unhandled; "
+                "periodic loses none",
+            )
         membership: Membership | None = None
         try:
             await self._control.start()
             settings = self._settings
             await self._recorder.open(
-                lambda: open_store(self._store_url, settings.group_id, settings.store.busy_timeout_ms)
+                lambda: open_store(
+                    self._store_url,
+                    settings.group_id,
+                    settings.store.busy_timeout_ms,
+                    shared_with_effects=settings.commit_strategy is CommitStrategy.ON_CHECKPOINT,
+                )
             )
             self._fork_server.start()
             await self._unless_stopped(self._handlers.start())
@@ -137,7 +148,7 @@ class Supervisor:
 
     async def _serve(self, membership: Membership) -> None:
         lease = LeaseKeeper(self._settings.supervisor.lease_seconds, self._assignment, membership)
-        commit_due = time.monotonic() + self._settings.commit_interval_secs
+        recording = self._assignment.recording
         sample_due = watchdog_due = 0.0
         commits: set[asyncio.Task[None]] = set()
         while not self._stop_asked.is_set():
@@ -147,9 +158,8 @@ class Supervisor:
             if interval is not None and now >= watchdog_due:
                 watchdog_due = now + interval
                 self._notifier.watchdog()
-            if now >= commit_due:
-                commit_due = now + self._settings.commit_interval_secs
-                commit = asyncio.ensure_future(self._assignment.record_processed())
+            if recording.is_due:
+                commit = asyncio.ensure_future(recording.record_processed())
                 commits.add(commit)
                 commit.add_done_callback(commits.discard)
             if now >= sample_due:
@@ -251,7 +261,7 @@ class Supervisor:
             now_ms=int(time.time() * 1000),
             problems=self._problems(),
             rebalances=self._assignment.rebalances,
-            total_commits=self._assignment.total_commits,
+            total_commits=self._assignment.recording.total_commits,
             partitions=partitions,
             handlers=handlers,
         )
@@ -264,10 +274,9 @@ class Supervisor:
                 f"no broker answers at {self._settings.brokers} since {since}{self._broker.reason}: start it, or check "
                 "brokers and network"
             )
-        if self._assignment.store_problem:
-            problems.append(
-                f"the offset store takes nothing, so handing off stands still: {self._assignment.store_problem}"
-            )
+        store_problem = self._assignment.recording.store_problem
+        if store_problem:
+            problems.append(f"the offset store takes nothing, so handing off stands still: {store_problem}")
         problems += [
             f"handler process {slot.slot} cannot start: {slot.problem}" for slot in self._handlers.slots if slot.problem
         ]

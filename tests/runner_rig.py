@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from kafkasrcd.message import Message
 from kafkasrcd.settings import HandlerSettings, OnFailure, Settings
-from kafkasrcd.workers import async_runner, sync_runner
+from kafkasrcd.storage.offset_store import WHOLE
+from kafkasrcd.workers import concurrent_runner, sync_runner
 from kafkasrcd.workers.control import Bind, ControlChannel, ControlMessage, Exit, Unbind
 from kafkasrcd.workers.frame import Columns, encode_frame
 from kafkasrcd.workers.handler_bindings import HandlerBindings
@@ -67,13 +68,20 @@ class Partition:
         self.topic = topic
         self.memory = PartitionMemory.create(capacity, THIS_EPOCH, next_offset)
         self.memory.extend_lease(60)
-        self.cells = self.memory.ring_cells
+        self.cells = self.memory.slots[0].cells
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.writer = RingWriter(self.memory.ring, THIS_EPOCH, handler_bell)
+        self.writer = RingWriter(self.memory.slots[0].ring, THIS_EPOCH, handler_bell)
 
     @property
     def bind(self) -> Bind:
-        return Bind(binding=self.binding, topic=self.topic, partition=self.binding, assignment_epoch=THIS_EPOCH)
+        return Bind(
+            binding=self.binding,
+            topic=self.topic,
+            partition=self.binding,
+            assignment_epoch=THIS_EPOCH,
+            slot=0,
+            layout=WHOLE,
+        )
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -148,7 +156,7 @@ class Rig:
         bindings = HandlerBindings(self.settings, targets, self.channel, self.bell)
         try:
             if self.kind.is_async:
-                asyncio.run(async_runner.run(bindings))
+                asyncio.run(concurrent_runner.run(bindings, self.settings))
             else:
                 sync_runner.run(bindings)
         finally:

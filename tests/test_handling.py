@@ -19,9 +19,9 @@ import pytest
 
 from kafkasrcd.message import Message, encode_headers
 from kafkasrcd.settings import OnFailure, Settings
-from kafkasrcd.workers import async_runner, batch, cursor, handler_bindings, ring, sync_runner
-from kafkasrcd.workers.clock import boottime_ns
-from kafkasrcd.workers.control import Bind, RecordFailed, RingBroken
+from kafkasrcd.workers import batch, concurrent_runner, cursor, handler_bindings, ring, sync_runner
+from kafkasrcd.workers.commits import Commits
+from kafkasrcd.workers.control import RecordFailed, RingBroken
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.frame import Columns, RecordError, encode_frame
@@ -87,7 +87,7 @@ def test_every_record_is_handled_once_and_in_order(make_rig: MakeRig, kind: Kind
     assert rig.handled == offsets
     assert [message.payload for message in rig.messages] == [{"number": offset} for offset in offsets]
     assert partition.counts == (len(offsets), 0, 0)
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     assert rig.hear() == []
 
 
@@ -166,7 +166,7 @@ def test_each_topic_has_its_handler(make_rig: MakeRig, kind: Kind) -> None:
 @pytest.fixture
 def sleeps_until_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """No look at the ring once a second: what is not woken stays asleep."""
-    for module in (sync_runner, async_runner):
+    for module in (sync_runner, concurrent_runner):
         monkeypatch.setattr(module, "IDLE_MS", 120_000.0)
 
 
@@ -245,7 +245,7 @@ def test_a_record_that_keeps_failing_stops_its_partition(make_rig: MakeRig, kind
     assert told.error == "orders:handle raised ValueError: no luck with 3"
     assert rig.handled[-3:] == [0, 1, 2]
     assert partition.processed == 3
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     assert not partition.is_empty, "what was not processed stays"
     assert [call for call in rig.calls if call == [3]] == [[3]] * 3, "alone, and as often as is set"
     if kind.is_batch:
@@ -265,7 +265,7 @@ def test_a_record_that_keeps_failing_is_skipped_and_counted(make_rig: MakeRig, k
     assert rig.hear() == []
     assert partition.counts == (3, 8 if kind.is_batch else 6, 3)
     assert rig.handled[-3:] == [1, 2, 4]
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     assert partition.memory.processed == partition.memory.position
 
 
@@ -311,15 +311,14 @@ def test_an_attempt_waits_twice_as_long_as_the_one_before(make_rig: MakeRig) -> 
     rig = make_rig(PLAIN_SINGLE, settings_of(max_retries=50, backoff_ms=1_000, backoff_max_ms=5_000))
     partition = rig.partition()
     descriptors = [os.dup(partition.memory.fd), os.dup(partition.bell)]
-    opened = PartitionCursor(rig.settings, rig.target(), partition.bind, descriptors, EventLog("test"))
+    opened = PartitionCursor(rig.settings, rig.target(), partition.bind, descriptors, Commits(), EventLog("test"))
     waits: list[float] = []
     for _ in range(40):
-        before = boottime_ns()
-        assert not opened.raised([7], ValueError("again"))
-        after = boottime_ns()
-        waits.append((opened.retry_at_ns - before) / 1e9)
+        backoff_ns = opened.raised([7], ValueError("again"))
+        assert backoff_ns is not None
+        waits.append(backoff_ns / 1e9)
         base = min(2.0 ** (len(waits) - 1), 5.0)
-        assert base / 2 <= waits[-1] <= base + (after - before) / 1e9
+        assert base / 2 <= waits[-1] <= base
     assert len({round(wait, 3) for wait in waits[3:]}) > 20, "at random, so that partitions do not come back together"
     opened.close()
 
@@ -357,8 +356,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
         monkeypatch.setattr(owner, name, counting)
 
-    for runner in (sync_runner, async_runner):
-        count_calls(runner, "_turn")
+    count_calls(sync_runner, "_turn")
+    count_calls(vars(concurrent_runner)["_Slot"], "turn")
     count_calls(handler_bindings.HandlerBindings, "receive")
     return counted
 
@@ -456,7 +455,7 @@ def test_a_backoff_holds_up_nothing_else(make_rig: MakeRig, kind: Kind) -> None:
     rig.publish_values(other, range(5))
     rig.wait_processed(other, 5, 5.0)
     assert failing_one.processed == 0
-    assert failing_one.memory.in_flight is None
+    assert failing_one.memory.slots[0].in_flight is None
 
 
 def test_a_partition_that_stands_still_holds_up_nothing_else(make_rig: MakeRig, kind: Kind) -> None:
@@ -494,7 +493,7 @@ def test_a_handler_that_ends_the_process_ends_it_with_its_record_in_flight(
     with pytest.raises(ending):
         rig.run()
     assert partition.processed == 2
-    assert partition.memory.in_flight == 2
+    assert partition.memory.slots[0].in_flight == 2
 
 
 class Speechless(Exception):
@@ -612,7 +611,7 @@ def test_a_defect_ends_the_runner_and_not_one_partition_in_silence(
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(PartitionCursor, "put_back", broken)
-    monkeypatch.setattr(PartitionCursor, "release_processed", broken)
+    monkeypatch.setattr(PartitionCursor, "release_done", broken)
     rig.publish_values(partition, range(3))
     rig.start()
     deadline = time.monotonic() + LONG_SECONDS
@@ -638,7 +637,7 @@ def test_an_undecodable_record_stops_its_partition_without_retries(make_rig: Mak
     assert told.error.startswith("cannot be deserialized: JSONDecodeError: ")
     assert rig.handled == [0, 1], "what came before it is handled first"
     assert partition.processed == 2
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     assert partition.counts == (2, 1, 0)
 
 
@@ -650,7 +649,7 @@ def test_undecodable_records_are_skipped_and_counted(make_rig: MakeRig, kind: Ki
     rig.wait_processed(partition, 6)
     assert rig.handled == [1, 4]
     assert partition.counts == (2, 4, 4)
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
 
 
 def test_a_record_that_the_worker_refused_is_told_with_its_reason(make_rig: MakeRig, kind: Kind) -> None:
@@ -699,7 +698,7 @@ def test_nothing_is_handled_before_the_lease_begins(make_rig: MakeRig, kind: Kin
     rig.start()
     time.sleep(QUIET_SECONDS)
     assert rig.calls == []
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     partition.memory.extend_lease(60)
     rig.wait_processed(partition, 3)
 
@@ -710,7 +709,7 @@ def test_the_end_of_the_lease_is_before_the_next_record(make_rig: MakeRig, kind:
     partition = rig.partition()
 
     def act(message: Message[Any]) -> None:
-        assert partition.memory.in_flight == message.offset - (message.offset % 3 if kind.is_batch else 0)
+        assert partition.memory.slots[0].in_flight == message.offset - (message.offset % 3 if kind.is_batch else 0)
         if message.offset == 4 and len(rig.messages) == 4:
             if how == "stopped":
                 partition.memory.stop()
@@ -725,7 +724,7 @@ def test_the_end_of_the_lease_is_before_the_next_record(make_rig: MakeRig, kind:
     rig.wait(lambda: partition.processed == last + 1, "the record in hand to be finished")
     time.sleep(QUIET_SECONDS)
     assert rig.handled == list(range(last + 1))
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     assert partition.memory.processed == last + 1
     partition.memory.extend_lease(60)
     rig.wait_processed(partition, 9)
@@ -747,7 +746,7 @@ def test_a_lease_that_ends_while_records_are_gathered(make_rig: MakeRig) -> None
         rig.wait(lambda: not memory.leased, "the lease to end")  # noqa: B023 - waited for right here
         time.sleep(QUIET_SECONDS)
         assert rig.calls == []
-        assert partition.memory.in_flight is None
+        assert partition.memory.slots[0].in_flight is None
         partition.memory.extend_lease(60)
         rig.wait_processed(partition, 3)
         assert rig.calls == [[0, 1, 2]]
@@ -762,7 +761,7 @@ def test_a_lease_that_ends_during_a_backoff_ends_it(make_rig: MakeRig, kind: Kin
     partition.memory.stop()
     time.sleep(0.03 + QUIET_SECONDS)
     assert rig.calls == [[0]]
-    assert partition.memory.in_flight is None
+    assert partition.memory.slots[0].in_flight is None
     partition.memory.extend_lease(60)
     rig.wait_processed(partition, 2)
     assert rig.calls == [[0], [0], [1]]
@@ -800,7 +799,7 @@ def test_they_are_passed_over_while_a_batch_waits_to_fill(make_rig: MakeRig, kin
     partition = rig.partition()
 
     def act(_: Message[Any]) -> None:
-        in_flight.append(partition.memory.in_flight)
+        in_flight.append(partition.memory.slots[0].in_flight)
 
     rig.act = act
     rig.publish_values(partition, range(5))
@@ -903,7 +902,7 @@ def test_a_damaged_ring_is_told_once_and_left_alone(make_rig: MakeRig, kind: Kin
     rig.publish_values(damaged, [0])
     second = ring.PAGE + damaged.cells[ring.HEAD]
     rig.publish_values(damaged, [1])
-    damaged.memory.ring[second + 8] ^= 1
+    damaged.memory.slots[0].ring[second + 8] ^= 1
     rig.start()
     rig.wait(rig.hear, "the ring to be told of")
     for offset in range(5):
@@ -914,14 +913,14 @@ def test_a_damaged_ring_is_told_once_and_left_alone(make_rig: MakeRig, kind: Kin
     assert isinstance(told, RingBroken)
     assert told.binding == damaged.binding
     assert damaged.processed == 1
-    assert damaged.memory.in_flight is None
+    assert damaged.memory.slots[0].in_flight is None
 
 
 def test_a_damaged_frame_is_told_likewise(make_rig: MakeRig, kind: Kind) -> None:
     rig = make_rig(kind)
     partition = rig.partition()
     rig.publish_values(partition, range(3))
-    partition.memory.ring[PAGE + 32 + 10] ^= 0x40
+    partition.memory.slots[0].ring[PAGE + 32 + 10] ^= 0x40
     rig.start()
     rig.wait(rig.hear, "the ring to be told of")
     (told,) = rig.hear()
@@ -951,7 +950,7 @@ def test_a_ring_of_another_epoch_is_told_and_leaves_nothing_open(make_rig: MakeR
     rig.wait_processed(stale, 1)
     before = descriptors()
     for number in range(1, 6):
-        wrong = Bind(binding=50 + number, topic="orders", partition=0, assignment_epoch=99)
+        wrong = msgspec.structs.replace(stale.bind, binding=50 + number, assignment_epoch=99)
         rig.supervisor.send(wrong, (stale.memory.fd, stale.bell))
     rig.wait(lambda: len(rig.hear()) == 5, "the refusals")
     assert [told.binding for told in rig.hear() if isinstance(told, RingBroken)] == [51, 52, 53, 54, 55]
@@ -1020,7 +1019,7 @@ def resume(successor: Rig, partition: Partition) -> None:
 
 def test_a_handler_process_killed_at_any_line_loses_nothing(kind: Kind) -> None:
     """At any line of those that decide; test_ring has each instruction of the ring."""
-    modules = [sync_runner, async_runner, batch, cursor, handler_bindings]
+    modules = [sync_runner, concurrent_runner, batch, cursor, handler_bindings]
     settings = settings_of(OnFailure.SKIP, batch=2)
     good = [0, 1, 2, 3, 5]
     blamed: list[int | None] = []
@@ -1033,7 +1032,7 @@ def test_a_handler_process_killed_at_any_line_loses_nothing(kind: Kind) -> None:
             first = list(os.read(heard, 100))
         except BlockingIOError:
             first = []
-        processed, in_flight = partition.processed, partition.memory.in_flight
+        processed, in_flight = partition.processed, partition.memory.slots[0].in_flight
         blamed.append(in_flight)
         successor = Rig(kind, settings)
         resume(successor, partition)
@@ -1047,7 +1046,7 @@ def test_a_handler_process_killed_at_any_line_loses_nothing(kind: Kind) -> None:
             assert in_flight == twice[0], "who is repeated is who was in flight"
         repeated += bool(twice)
         assert partition.processed == 6
-        assert partition.memory.in_flight is None
+        assert partition.memory.slots[0].in_flight is None
         successor.close()
         rig.close()
         os.close(heard)

@@ -24,7 +24,7 @@ def bell() -> Iterator[int]:
 
 
 def test_nothing_has_happened_at_first(memory: PartitionMemory) -> None:
-    assert (memory.position, memory.processed, memory.in_flight) == (10, 10, None)
+    assert (memory.position, memory.processed, memory.slots[0].in_flight) == (10, 10, None)
     assert not memory.leased
 
 
@@ -42,29 +42,29 @@ def test_another_mapping_sees_the_same(memory: PartitionMemory) -> None:
     other = PartitionMemory(os.dup(memory.fd), epoch=3)
     seen: list[int | None] = []
     for cell, value in ((IN_FLIGHT, 10), (PROCESSED, 11)):
-        other.ring_cells[cell] = value
-        seen.append(memory.in_flight)
+        other.slots[0].cells[cell] = value
+        seen.append(memory.slots[0].in_flight)
     other.close()
     assert seen == [10, None]
 
 
 def test_what_a_dead_handler_held_is_in_nobodys_hands(memory: PartitionMemory) -> None:
-    memory.ring_cells[IN_FLIGHT] = 10
-    memory.handler_ended()
-    assert memory.in_flight is None
+    memory.slots[0].cells[IN_FLIGHT] = 10
+    memory.slots[0].handler_ended()
+    assert memory.slots[0].in_flight is None
     assert memory.processed == 10
 
 
 def test_an_empty_ring_is_processed_up_to_the_position(memory: PartitionMemory, bell: int) -> None:
     """Which passes over offsets that hold no record."""
-    writer, reader = RingWriter(memory.ring, 3, bell), RingReader(memory.ring, 3, bell)
+    writer, reader = RingWriter(memory.slots[0].ring, 3, bell), RingReader(memory.slots[0].ring, 3, bell)
     assert writer.publish([b"records 10 and 11"])
     memory.cells[POSITION] = 12
     assert memory.processed == 10
-    memory.ring_cells[PROCESSED] = 12
+    memory.slots[0].cells[PROCESSED] = 12
     frame = reader.read()
     assert frame is not None
     reader.release(frame[1])
     memory.cells[POSITION] = 15
     assert memory.processed == 15
-    assert memory.ring_processed == 12
+    assert memory.slots[0].cells[PROCESSED] == 12

@@ -14,31 +14,33 @@ from kafkasrcd.daemon.child_processes import ForkServer
 from kafkasrcd.daemon.handler_pool import HandlerPool
 from kafkasrcd.daemon.lifecycle import State
 from kafkasrcd.daemon.partition import Partition
+from kafkasrcd.daemon.reached import Reached
 from kafkasrcd.daemon.recorder import Recorded, Recorder
+from kafkasrcd.daemon.start_points import StartPoint
 from kafkasrcd.errors import GroupError, StaleAssignment, StoreUnavailable
 from kafkasrcd.settings import HandlerSettings, Settings
-from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.storage.offset_store import WHOLE, TopicPartition
 from kafkasrcd.workers.deadline import Deadline
-from kafkasrcd.workers.partition_memory import POSITION, PartitionMemory
+from kafkasrcd.workers.partition_memory import POSITION
 
 NAMES = [TopicPartition("orders", 0), TopicPartition("orders", 1)]
-Offsets = Mapping[TopicPartition, tuple[int, int]]
+Offsets = Mapping[TopicPartition, Reached]
 
 
 def accepted(offsets: Offsets) -> Recorded:
-    return Recorded({name: offset for name, (_, offset) in offsets.items()}, {}, {})
+    return Recorded(dict(offsets), {}, {})
 
 
 class ToldRecorder(Recorder):
     """Answers each ``record`` by the next of ``answers``, and accepts when there are no more."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, "test")
+        super().__init__(settings, "test", WHOLE)
         self.asked: list[dict[TopicPartition, int]] = []
         self.answers: list[Exception | Callable[[Offsets], Recorded]] = []
 
     async def record(self, offsets: Offsets) -> Recorded:
-        self.asked.append({name: offset for name, (_, offset) in offsets.items()})
+        self.asked.append({name: reached.next_offset for name, reached in offsets.items()})
         answer = self.answers.pop(0) if self.answers else accepted
         if isinstance(answer, Exception):
             raise answer
@@ -53,13 +55,12 @@ class Owned:
         self.recorder = ToldRecorder(settings)
         fork_server = ForkServer()
         self.assignment = assignment = Assignment(settings, fork_server, self.recorder)
-        assignment.handlers = HandlerPool(
-            settings, Path(), fork_server, assignment.on_record_failed, assignment.on_ring_broken
-        )
+        assignment.handlers = HandlerPool(settings, WHOLE, Path(), fork_server, "", assignment)
         self.partitions: list[Partition] = []
         for name in NAMES:
             partition = assignment.partitions[name] = Partition(name, settings)
-            partition.memory = PartitionMemory.create(65_536, epoch=7, next_offset=0)
+            partition.begin(StartPoint(7, 0), WHOLE)
+            assert partition.memory is not None
             partition.memory.cells[POSITION] = 5
             for state in (State.STARTING, State.RUNNING):
                 partition.enter(state)
@@ -94,7 +95,7 @@ def test_a_final_commit_that_a_rebalance_overtakes_is_made_again() -> None:
 
 def test_what_kafka_refused_of_a_final_commit_is_committed_again() -> None:
     def refuses_one(offsets: Offsets) -> Recorded:
-        return Recorded({NAMES[0]: 5}, {}, {NAMES[1]: "ILLEGAL_GENERATION"})
+        return Recorded({NAMES[0]: offsets[NAMES[0]]}, {}, {NAMES[1]: "ILLEGAL_GENERATION"})
 
     async def scenario(owned: Owned) -> None:
         owned.recorder.answers = [refuses_one]
@@ -108,13 +109,13 @@ def test_a_store_that_is_back_is_noticed_also_where_nothing_is_left_to_record() 
     """Nothing is handed off while it is away, so nothing new would ever come to be recorded."""
 
     async def scenario(owned: Owned) -> None:
-        await owned.assignment.record_processed()
-        owned.assignment.store_problem = "it was away when a partition was given back"
+        await owned.assignment.recording.record_processed()
+        owned.assignment.recording.store_problem = "it was away when a partition was given back"
         owned.recorder.answers = [StoreUnavailable("still away")]
-        await owned.assignment.record_processed()
-        assert owned.assignment.store_problem == "still away"
-        await owned.assignment.record_processed()
-        assert owned.assignment.store_problem == ""
+        await owned.assignment.recording.record_processed()
+        assert owned.assignment.recording.store_problem == "still away"
+        await owned.assignment.recording.record_processed()
+        assert owned.assignment.recording.store_problem == ""
 
     run(scenario)
 
@@ -130,7 +131,7 @@ def test_a_refusal_is_about_the_epoch_it_was_asked_for(epoch: int, state: State)
             return Recorded({}, {NAMES[0]: StaleAssignment("claimed by another")}, {})
 
         owned.recorder.answers = [refuses]
-        await owned.assignment.record([partition], None)
+        await owned.assignment.recording.record([partition], None)
         assert partition.state is state
 
     run(scenario)
@@ -139,6 +140,6 @@ def test_a_refusal_is_about_the_epoch_it_was_asked_for(epoch: int, state: State)
 def test_membership_is_proven_by_a_commit_that_is_taken() -> None:
     async def scenario(owned: Owned) -> None:
         owned.recorder.answers = [GroupError("no broker"), lambda _: Recorded({}, {}, {NAMES[0]: "UNKNOWN_MEMBER_ID"})]
-        assert [await owned.assignment.prove_membership() for _ in range(3)] == [False, False, True]
+        assert [await owned.assignment.recording.prove_membership() for _ in range(3)] == [False, False, True]
 
     run(scenario)

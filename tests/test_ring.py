@@ -597,7 +597,7 @@ class Shared:
     def _map(self) -> memoryview:
         mapped = PartitionMemory(os.dup(self.memory.fd), THIS_EPOCH)
         mapped.close()  # the mapping stays for as long as the view
-        return mapped.ring
+        return mapped.slots[0].ring
 
     def open_writer(self) -> RingWriter:
         return RingWriter(self._map(), THIS_EPOCH, self.reader_bell)
@@ -719,7 +719,7 @@ def test_a_reader_killed_at_any_step() -> None:
             assert not reader.await_frame()
 
         killed = killed_at(step, [ring_module], read_two)
-        released = shared.memory.ring_cells[TAIL] // frame_bytes(500)
+        released = shared.memory.slots[0].cells[TAIL] // frame_bytes(500)
         successor = shared.open_reader()
         assert rung(shared.writer_bell) or not released, "the writer sleeps on, with room there"
         assert all_frames(successor) == payloads[released:]
@@ -784,7 +784,7 @@ def write(shared: Shared, total: int) -> None:
 
 def handle(shared: Shared, total: int) -> None:
     """As a handler: each number once and in order, sleeping where there is none."""
-    cells = shared.memory.ring_cells
+    cells = shared.memory.slots[0].cells
     reader = shared.open_reader()
     while cells[PROCESSED] < total:
         frame = reader.read()
@@ -829,7 +829,7 @@ def test_no_wake_up_is_lost() -> None:
         for run in (lambda: write(shared, total), lambda: handle(shared, total)):
             running[forked(run)] = run
         ended(running)
-    assert shared.memory.ring_cells[PROCESSED] == total
+    assert shared.memory.slots[0].cells[PROCESSED] == total
     assert shared.memory.processed == total
     shared.close()
 
@@ -838,7 +838,7 @@ def test_sides_killed_and_replaced_under_load_lose_nothing() -> None:
     total = 200_000
     shared = Shared(16 * PAGE)
     chance = random.Random(4)
-    processed = shared.memory.ring_cells
+    processed = shared.memory.slots[0].cells
     with children() as running:
 
         def start(run: Callable[[], None]) -> None:
@@ -859,7 +859,7 @@ def test_sides_killed_and_replaced_under_load_lose_nothing() -> None:
             start(running.pop(victim))
         ended(running)
     assert processed[PROCESSED] == total
-    assert frames_in(shared.memory.ring) == []
+    assert frames_in(shared.memory.slots[0].ring) == []
     shared.close()
 
 

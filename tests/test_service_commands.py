@@ -306,7 +306,7 @@ def test_status_as_json_has_everything_and_it_is_true(kafka: KafkaCluster, topic
             assert partition.worker.rss_bytes == pytest.approx(seen.memory_info().rss, rel=0.5)
             assert 0 <= partition.worker.cpu_percent < 200
             assert partition.worker.restarts == 0
-        assert sorted(partition.handler for partition in status.partitions) == [0, 1]
+        assert sorted(partition.handlers for partition in status.partitions) == [[0], [1]]
         for slot, handler in enumerate(status.handlers):
             assert (handler.slot, handler.state, handler.partitions, handler.restarts) == (slot, "ready", 1, 0)
             assert handler.pid is not None

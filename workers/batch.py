@@ -88,19 +88,24 @@ class Batch:
     def raised(self, error: Exception) -> None:
         """The handler raised."""
         cursor = self._cursor
-        last = cursor.raised(self.offsets, error)
+        backoff_ns = cursor.raised(self.offsets, error)
         cursor.put_back()
-        if not last:
+        if backoff_ns is not None:
+            cursor.retry_at_ns = boottime_ns() + backoff_ns
             return
         if len(self.messages) > 1:
-            cursor.attempts = 0
-            cursor.retry_at_ns = 0
             self._alone.extend(self.messages)
             self._next()
         elif cursor.failed is None:
             self._next()
 
+    def rewind(self) -> None:
+        """What is gathered is read again."""
+        self.messages = []
+        self._closed = False
+        self._alone.clear()
+
     def _next(self) -> None:
         self.messages = []
         self._closed = False
-        self._cursor.release_processed()
+        self._cursor.release_done()

@@ -10,7 +10,9 @@ from typing import Final
 
 import msgspec
 
-_MOST_DESCRIPTORS: Final = 8
+from kafkasrcd.storage.offset_store import Layer, Layout
+
+_MOST_DESCRIPTORS: Final = 250
 _MOST_BYTES: Final = 128 * 1024
 
 
@@ -19,16 +21,22 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     settings: bytes
     base_directory: str
+    store_url: str
     slot: int
 
 
 class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Fetch this partition from ``start_offset``. Descriptors: partition memory, worker's bell, handler's bell."""
+    """Fetch this partition from ``start_offset`` and spread it by ``layout``, but for what ``layers`` say is done.
+
+    Descriptors: partition memory, worker's bell, the bell of each slot's handler process.
+    """
 
     topic: str
     partition: int
     assignment_epoch: int
     start_offset: int
+    layout: Layout
+    layers: tuple[Layer, ...]
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
@@ -60,12 +68,15 @@ class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Handle this partition's ring. Descriptors: partition memory, worker's bell. ``binding`` names it from now on."""
+    """Handle one slot of this partition. Descriptors: partition memory, worker's bell. ``binding`` names it from now
+    on; ``slot`` is of ``layout``."""
 
     binding: int
     topic: str
     partition: int
     assignment_epoch: int
+    slot: int
+    layout: Layout
 
 
 class Unbind(msgspec.Struct, frozen=True, tag=True):
@@ -84,6 +95,19 @@ class RecordFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class RingBroken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The ring holds what its writer did not publish; it is not read any more."""
+
+    binding: int
+    reason: str
+
+
+class StoreAway(msgspec.Struct, frozen=True, tag=True):
+    """With ``on_checkpoint``: the handler process cannot commit its transactions now, and waits."""
+
+    reason: str
+
+
+class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """With ``on_checkpoint``: the store refused what was processed; the partition has another owner."""
 
     binding: int
     reason: str
@@ -127,6 +151,8 @@ ControlMessage = (
     | Unbind
     | RecordFailed
     | RingBroken
+    | StoreAway
+    | Fenced
     | Exit
     | Spawn
     | Spawned

@@ -1,11 +1,13 @@
 """The partitions bound to one handler process, and its talk with the supervisor."""
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from kafkasrcd.errors import RingCorrupted
 from kafkasrcd.settings import Settings
 from kafkasrcd.workers.batch import Batch
+from kafkasrcd.workers.commits import Commits
 from kafkasrcd.workers.control import Bind, ControlChannel, Exit, RecordFailed, RingBroken, Unbind
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.event_log import EventLog
@@ -24,6 +26,9 @@ class HandlerBindings:
         self.channel = channel
         self.bell = bell
         """Rung by the workers of every bound partition; owned by the caller."""
+        self.commits = Commits()
+        """As the commit strategy has it; set before anything is bound."""
+        self.on_rewound: Callable[[], None] | None = None
         self._settings = settings
         self._targets = targets
         self._log = EventLog("handler")
@@ -38,6 +43,20 @@ class HandlerBindings:
     def batch(self, cursor: PartitionCursor) -> Batch:
         """The batch being gathered for ``cursor``."""
         return self._batches[cursor.binding]
+
+    @property
+    def has_async(self) -> bool:
+        """Whether a handler is ``async def``."""
+        return any(target.is_async for target in self._targets.all())
+
+    def rewind(self) -> None:
+        """Read everything again from where it is done for good."""
+        for cursor in self._cursors.values():
+            cursor.rewind()
+        for batch in self._batches.values():
+            batch.rewind()
+        if self.on_rewound is not None:
+            self.on_rewound()
 
     def receive(self) -> bool:
         """Do what the supervisor asked for since the last call; False when it is time to end."""
@@ -61,7 +80,7 @@ class HandlerBindings:
     def _bind(self, bind: Bind, descriptors: list[int]) -> None:
         target = self._targets.for_topic(bind.topic)
         try:
-            cursor = PartitionCursor(self._settings, target, bind, descriptors, self._log)
+            cursor = PartitionCursor(self._settings, target, bind, descriptors, self.commits, self._log)
         except RingCorrupted as error:
             for descriptor in descriptors:
                 os.close(descriptor)

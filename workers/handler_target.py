@@ -1,7 +1,8 @@
 """The user's handler: found by name, and understood by its annotation.
 
 What fits: a function (or any callable) of one positional argument, annotated ``Message[T]``, ``Message``,
-``list[Message[T]]``, ``list[Message]``, or not at all; plain or ``async def``. Further parameters need defaults.
+``list[Message[T]]``, ``list[Message]``, or not at all; plain or ``async def``. With ``on_checkpoint`` a second one, the
+transaction: SQLAlchemy's Connection or Session, or their async counterparts. Further parameters need defaults.
 """
 
 import functools
@@ -12,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,6 +23,17 @@ from kafkasrcd.settings import HandlerSettings
 from kafkasrcd.workers.payload import Decode, payload_decoder
 
 _CURE = "a handler takes one argument: Message[T], list[Message[T]], or an argument without annotation"
+_CURE_IN_TRANSACTIONS = (
+    "with commit_strategy on_checkpoint a handler takes a message (or a list of them) and the transaction: "
+    "(message: Message[T], tx: sqlalchemy.Connection), or a Session; async def: AsyncConnection or AsyncSession"
+)
+_TRANSACTIONS: dict[tuple[str, bool], Literal["connection", "session"]] = {
+    ("Connection", False): "connection",
+    ("Session", False): "session",
+    ("AsyncConnection", True): "connection",
+    ("AsyncSession", True): "session",
+}
+"""SQLAlchemy's class, and whether the handler is ``async def``, to what a handler is given."""
 
 
 class HandlerTarget(msgspec.Struct, frozen=True):
@@ -31,11 +43,13 @@ class HandlerTarget(msgspec.Struct, frozen=True):
     """
 
     name: str
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     is_async: bool
     is_batch: bool
     payload_type: Any
     decode: Decode
+    transaction: Literal["connection", "session"] | None = None
+    """What its second argument is, with ``on_checkpoint``."""
 
 
 class HandlerTargets:
@@ -60,7 +74,7 @@ class HandlerTargets:
         return targets if self._default is None else [*targets, self._default]
 
 
-def load_targets(settings: HandlerSettings, base_directory: Path) -> HandlerTargets:
+def load_targets(settings: HandlerSettings, base_directory: Path, *, in_transactions: bool = False) -> HandlerTargets:
     """Import the handlers; runs the user's modules. Raises ConfigurationError where one cannot be used.
 
     ``handler.path`` entries, relative to ``base_directory``, are put in front of ``sys.path``.
@@ -70,12 +84,22 @@ def load_targets(settings: HandlerSettings, base_directory: Path) -> HandlerTarg
         if folder in sys.path:
             sys.path.remove(folder)
         sys.path.insert(0, folder)
-    by_pattern = {pattern: load_target(name) for pattern, name in settings.topics.items()}
-    return HandlerTargets(by_pattern, load_target(settings.target) if settings.target else None)
+    by_pattern = {pattern: load_target(name, in_transactions) for pattern, name in settings.topics.items()}
+    default = load_target(settings.target, in_transactions) if settings.target else None
+    targets = HandlerTargets(by_pattern, default)
+    if in_transactions and len({target.is_async for target in targets.all()}) > 1:
+        raise ConfigurationError(
+            "handler: with commit_strategy on_checkpoint, handlers are either all async def or all plain: they share "
+            "a transaction"
+        )
+    return targets
 
 
-def load_target(name: str) -> HandlerTarget:
-    """The handler called ``package.module:function``; raises ConfigurationError where it cannot be used."""
+def load_target(name: str, in_transactions: bool = False) -> HandlerTarget:
+    """The handler called ``package.module:function``; raises ConfigurationError where it cannot be used.
+
+    ``in_transactions``: it takes the transaction beside the message.
+    """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ConfigurationError(f"handler target {name!r} is not of the form package.module:function")
@@ -87,7 +111,9 @@ def load_target(name: str) -> HandlerTarget:
     body = _body(function)
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         raise ConfigurationError(f"handler target {name!r} is a generator (it has a yield): its code would never run")
-    annotation = _annotation(name, function)
+    is_async = inspect.iscoroutinefunction(body)
+    annotation, *others = _annotations(name, function, 2 if in_transactions else 1)
+    transaction = _transaction(name, others[0], is_async) if others else None
     is_batch = typing.get_origin(annotation) is list or annotation is list
     if is_batch:
         arguments = typing.get_args(annotation)
@@ -107,7 +133,7 @@ def load_target(name: str) -> HandlerTarget:
             f"handler target {name!r}: no JSON can be read as {_shown(payload_type)} ({error}); use a dataclass, "
             "TypedDict, msgspec.Struct, a pydantic model, or Message without a type"
         ) from None
-    return HandlerTarget(name, function, inspect.iscoroutinefunction(body), is_batch, payload_type, decode)
+    return HandlerTarget(name, function, is_async, is_batch, payload_type, decode, transaction)
 
 
 def refuse_awaitable(returned: object) -> None:
@@ -164,12 +190,13 @@ def _place(error: BaseException) -> str:
     return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
 
 
-def _annotation(name: str, function: Callable[..., Any]) -> Any:
-    """The annotation of the one argument; Parameter.empty where it has none."""
+def _annotations(name: str, function: Callable[..., Any], count: int) -> list[Any]:
+    """The annotations of its ``count`` arguments; Parameter.empty where one has none."""
+    cure = _CURE if count == 1 else _CURE_IN_TRANSACTIONS
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        raise ConfigurationError(f"handler target {name!r} has no signature that can be read; {_CURE}") from None
+        raise ConfigurationError(f"handler target {name!r} has no signature that can be read; {cure}") from None
     required = [
         parameter
         for parameter in parameters
@@ -181,14 +208,29 @@ def _annotation(name: str, function: Callable[..., Any]) -> Any:
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    if len(required) > 1 or not positional or (required and required[0] is not positional[0]):
-        raise ConfigurationError(f"handler target {name!r} is {_shown(inspect.signature(function))}; {_CURE}")
-    if positional[0].annotation is inspect.Parameter.empty:
-        return inspect.Parameter.empty
+    if len(positional) < count or any(parameter not in positional[:count] for parameter in required):
+        if count == 1 and len(required) == 2:
+            cure += "; one that takes a transaction too needs commit_strategy on_checkpoint"
+        raise ConfigurationError(f"handler target {name!r} is {_shown(inspect.signature(function))}; {cure}")
+    names = [parameter.name for parameter in positional[:count]]
+    if all(parameter.annotation is inspect.Parameter.empty for parameter in positional[:count]):
+        return [inspect.Parameter.empty] * count
     try:
-        return typing.get_type_hints(_body(function), include_extras=True)[positional[0].name]
+        hints = typing.get_type_hints(_body(function), include_extras=True)
     except Exception as error:  # noqa: BLE001 - it evaluates the user's expressions
         raise ConfigurationError(f"handler target {name!r}: its annotation cannot be resolved: {error}") from None
+    return [hints.get(each, inspect.Parameter.empty) for each in names]
+
+
+def _transaction(name: str, annotation: Any, is_async: bool) -> Literal["connection", "session"]:
+    """What an argument annotated so is given. By the class's name: SQLAlchemy is loaded where it is used."""
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return "connection"
+    for base in getattr(annotation, "__mro__", ()):
+        kind = _TRANSACTIONS.get((base.__name__, is_async))
+        if kind is not None and base.__module__.startswith("sqlalchemy."):
+            return kind
+    raise ConfigurationError(f"handler target {name!r} takes {_shown(annotation)}; {_CURE_IN_TRANSACTIONS}")
 
 
 def _shown(annotation: Any) -> str:

@@ -1,7 +1,8 @@
-"""The shared memory of one partition under one assignment epoch: its own cells, and its ring.
+"""The shared memory of one partition under one assignment epoch: its own cells, and its rings.
 
 A memfd made by the supervisor: it has no name, needs no room in /dev/shm, outlives a killed worker or handler, and is
-gone with its last descriptor. The first page has the partition's cells; the ring follows.
+gone with its last descriptor. The first page has the partition's cells; the rings follow, one for each slot: one for
+the whole partition, or, where its records go to several handler processes, one for each of these.
 
 The lease is the permission to go on. The supervisor moves it forward in every turn of its loop and sets it to 0 to stop
 the partition. A worker hands nothing off, and a handler starts no record, once the clock has passed it: so a frozen and
@@ -10,10 +11,24 @@ thawed host stands still until its supervisor has proven that it still owns what
 
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Final
 
+from kafkasrcd.settings import CommitStrategy
 from kafkasrcd.workers.clock import boottime_ns
-from kafkasrcd.workers.ring import HEAD, IN_FLIGHT, LINE, PAGE, PROCESSED, TAIL, format_ring, ring_bytes
+from kafkasrcd.workers.ring import (
+    COMMITTABLE,
+    HEAD,
+    IN_FLIGHT,
+    IN_HANDS,
+    LINE,
+    PAGE,
+    PROCESSED,
+    TAIL,
+    UNSAVED,
+    format_ring,
+    ring_bytes,
+)
 
 # Written by the supervisor alone.
 LEASE: Final = 0 * LINE
@@ -30,7 +45,66 @@ BYTES: Final = 5 * LINE
 BROKER_DOWN_SINCE: Final = 6 * LINE
 """Boot time in ns since which the worker has had no broker, or UNKNOWN."""
 
+# Written once, when it is made.
+SLOTS: Final = 7 * LINE
+
 UNKNOWN: Final = -1
+
+KEEPS_CELL: Final = {
+    CommitStrategy.AUTO: PROCESSED,
+    CommitStrategy.PERIODIC: PROCESSED,
+    CommitStrategy.MANUAL: COMMITTABLE,
+    CommitStrategy.ON_CHECKPOINT: COMMITTABLE,
+}
+"""The cell of a ring up to which records are done for good: a successor of the handler process begins there."""
+
+
+class SlotMemory:
+    """One slot's ring, and what its cells say. ``offset`` cells are written by the handler process alone."""
+
+    def __init__(self, ring: memoryview) -> None:
+        self.ring = ring
+        self.cells = ring[:PAGE].cast("q")
+
+    def done(self, cell: int, position: int) -> int:
+        """Next offset after those that ``cell`` counts; ``position``, read before, where the ring is empty.
+
+        Which passes over offsets that hold no record for this slot. What was handed off before ``position`` is in the
+        ring or done.
+        """
+        tail = self.cells[TAIL]
+        if self.cells[HEAD] == tail:
+            return max(position, self.cells[cell])
+        return self.cells[cell]
+
+    @property
+    def in_flight(self) -> int | None:
+        """The (oldest) offset in the handler's hands, or None.
+
+        After ``stop``: the handler stores the record's offset here and then looks at the lease, so once some
+        microseconds have let both stores reach memory, None means that no record has begun and none will. PROCESSED is
+        read first: while something is in its hands, the handler moves IN_FLIGHT ahead of it, and PROCESSED after.
+        """
+        processed = self.cells[PROCESSED]
+        offset = self.cells[IN_FLIGHT]
+        return None if offset < processed else offset
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is in the handler's hands or in its open transaction."""
+        return self.in_flight is None and not self.cells[UNSAVED]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether what is in flight is one record (or batch), which can be blamed for what it did to its process."""
+        return self.cells[IN_HANDS] <= 1
+
+    def handler_ended(self) -> None:
+        """The handler process is dead: nothing is in its hands. Its cells are written for it, before it has a
+        successor; else a drain would wait for a record that nobody holds."""
+        self.cells[IN_FLIGHT] = self.cells[PROCESSED] - 1
+        self.cells[IN_HANDS] = 0
+        self.cells[UNSAVED] = 0
 
 
 class PartitionMemory:
@@ -42,20 +116,26 @@ class PartitionMemory:
         self.epoch = epoch
         view = memoryview(mmap.mmap(fd, 0))
         self.cells = view[:PAGE].cast("q")
-        self.ring = view[PAGE:]
-        self.ring_cells = self.ring[:PAGE].cast("q")
+        size = (len(view) - PAGE) // max(1, self.cells[SLOTS])
+        self.slots = [SlotMemory(view[start : start + size]) for start in range(PAGE, len(view), size)]
 
     @classmethod
-    def create(cls, capacity: int, epoch: int, next_offset: int) -> "PartitionMemory":
-        """New memory with an empty ring, for records from ``next_offset`` on. The lease has not begun."""
+    def create(cls, capacity: int, epoch: int, next_offset: int, starts: Sequence[int] = ()) -> "PartitionMemory":
+        """New memory for records from ``next_offset`` on, with an empty ring of ``capacity`` bytes for each slot.
+
+        ``starts``: for each slot, the offset before which it has nothing to do. The lease has not begun.
+        """
+        starts = starts or (next_offset,)
         fd = os.memfd_create("kafkasrcd-partition", os.MFD_CLOEXEC)
-        os.ftruncate(fd, PAGE + ring_bytes(capacity))
+        os.ftruncate(fd, PAGE + len(starts) * ring_bytes(capacity))
+        os.pwrite(fd, len(starts).to_bytes(8, "little"), 8 * SLOTS)
         memory = cls(fd, epoch)
         memory.cells[POSITION] = next_offset
         memory.cells[HIGH_WATERMARK] = UNKNOWN
         memory.cells[LOG_START] = UNKNOWN
         memory.cells[BROKER_DOWN_SINCE] = UNKNOWN
-        format_ring(memory.ring, capacity, epoch, next_offset)
+        for slot, start in zip(memory.slots, starts, strict=True):
+            format_ring(slot.ring, capacity, epoch, max(start, next_offset))
         return memory
 
     def extend_lease(self, seconds: float) -> None:
@@ -76,38 +156,25 @@ class PartitionMemory:
         """Next offset to hand off."""
         return self.cells[POSITION]
 
+    def done(self, cell: int) -> list[int]:
+        """For each slot, the next offset after those that ``cell`` counts. The position is read first."""
+        position = self.cells[POSITION]
+        return [slot.done(cell, position) for slot in self.slots]
+
     @property
     def processed(self) -> int:
-        """Next offset after the processed prefix.
-
-        Where the ring is empty it is the position, which passes over offsets that hold no record (transaction
-        markers, compaction). The position is read first: what was handed off before it is in the ring or processed.
-        """
-        position = self.cells[POSITION]
-        tail = self.ring_cells[TAIL]
-        if self.ring_cells[HEAD] == tail:
-            return max(position, self.ring_cells[PROCESSED])
-        return self.ring_cells[PROCESSED]
+        """Next offset after the processed prefix."""
+        return min(self.done(PROCESSED))
 
     @property
-    def ring_processed(self) -> int:
-        """Next offset after the last record that a handler finished; trusts nothing else in the ring."""
-        return self.ring_cells[PROCESSED]
+    def is_empty(self) -> bool:
+        """Whether all that was handed off is done for good."""
+        return all(slot.cells[HEAD] == slot.cells[TAIL] for slot in self.slots)
 
     @property
-    def in_flight(self) -> int | None:
-        """The offset in the handler's hands, or None.
-
-        After ``stop``: the handler stores the record's offset here and then looks at the lease, so once some
-        microseconds have let both stores reach memory, None means that no record has begun and none will.
-        """
-        offset = self.ring_cells[IN_FLIGHT]
-        return None if offset < self.ring_cells[PROCESSED] else offset
-
-    def handler_ended(self) -> None:
-        """The handler process is dead: nothing is in its hands. Its cell is written for it, before it has a successor;
-        else a drain would wait for a record that nobody holds."""
-        self.ring_cells[IN_FLIGHT] = self.ring_cells[PROCESSED] - 1
+    def is_quiet(self) -> bool:
+        """After ``stop``: whether nothing is in a handler's hands or in its open transaction."""
+        return all(slot.is_quiet for slot in self.slots)
 
     def close(self) -> None:
         """Close the descriptor. The mapping goes with the last view into it, the memory with its last mapping."""

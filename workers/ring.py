@@ -39,6 +39,15 @@ HANDLED: Final = 9 * LINE
 FAILURES: Final = 10 * LINE
 """Attempts that raised, and records that could not be deserialized."""
 SKIPPED: Final = 11 * LINE
+COMMITTABLE: Final = 12 * LINE
+"""With ``manual`` and ``on_checkpoint``: next offset after the records that the handler committed, or that are in a
+committed transaction. A successor of the reader begins there, and up to there space is released. Otherwise unused."""
+UNSAVED: Final = 13 * LINE
+"""1 while the reader's process has this ring's records in a transaction that is not committed yet."""
+STARTED: Final = 14 * LINE
+"""Next offset after the highest that was ever in the handler's hands; written where many are at once."""
+IN_HANDS: Final = 15 * LINE
+"""How many records (or batches) are in the handler's hands; written where many are at once."""
 
 RING_MAGIC: Final = 0x6B61666B_73726301
 
@@ -86,6 +95,8 @@ def format_ring(memory: memoryview, capacity: int, epoch: int, next_offset: int)
     cells[EPOCH] = epoch
     cells[PROCESSED] = next_offset
     cells[IN_FLIGHT] = next_offset - 1
+    cells[COMMITTABLE] = next_offset
+    cells[STARTED] = next_offset
     fence()
     cells[MAGIC] = RING_MAGIC
 
@@ -233,6 +244,10 @@ class RingReader(_Side):
         fence()
         if self.cells[WRITER_WAITING]:
             os.eventfd_write(self._bell, 1)
+
+    def rewind(self) -> None:
+        """Read again from the oldest frame that is not released."""
+        self._next = self.cells[TAIL]
 
     def await_frame(self) -> bool:
         """Announce that the reader is about to sleep; False where a frame is there already, and it must not."""

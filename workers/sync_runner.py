@@ -8,6 +8,7 @@ from typing import Any, Final
 from kafkasrcd.errors import RingCorrupted
 from kafkasrcd.message import Message
 from kafkasrcd.workers.clock import boottime_ns
+from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
 from kafkasrcd.workers.handler_target import refuse_awaitable
@@ -27,6 +28,7 @@ def run(bindings: HandlerBindings) -> None:
         wait_ms = IDLE_MS
         for cursor in bindings.cursors():
             wait_ms = min(wait_ms, _turn(bindings, cursor))
+        wait_ms = min(wait_ms, bindings.commits.turn())
         if wait_ms:
             if bindings.await_frames():
                 poller.poll(wait_ms)
@@ -35,6 +37,7 @@ def run(bindings: HandlerBindings) -> None:
 
 def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
     """One partition's turn; milliseconds until its next, 0 where there is more to do now."""
+    cursor.release_done()  # what message.commit() has moved meanwhile
     if cursor.failed is not None:
         return IDLE_MS
     if not cursor.memory.leased:
@@ -49,6 +52,8 @@ def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
     except RingCorrupted as error:
         bindings.report_broken(cursor, error)
         return IDLE_MS
+    except HeldUp:
+        return 0
     finally:
         bindings.report_failed(cursor)
 
@@ -58,7 +63,7 @@ def _single_records(cursor: PartitionCursor) -> float:
     if not cursor.load() or cursor.columns is None:
         return IDLE_MS
     columns = cursor.columns
-    function = cursor.target.function
+    function = cursor.call
     decode = cursor.target.decode
     cells = cursor.cells
     lease = cursor.lease_cells
@@ -91,15 +96,23 @@ def _single_records(cursor: PartitionCursor) -> float:
             returned = function(Message(payload, key, topic, partition, offset, timestamp, headers))
             if returned is not None:
                 refuse_awaitable(returned)
+        except HeldUp:
+            cells[HANDLED] += index - first
+            if cursor.columns is columns:  # not rewound
+                cursor.index = index
+                cursor.put_back()
+            raise
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-            given_up = cursor.raised([offset], error) and cursor.failed is None
+            backoff_ns = cursor.raised([offset], error)
+            cursor.retry_at_ns = 0 if backoff_ns is None else boottime_ns() + backoff_ns
+            given_up = backoff_ns is None and cursor.failed is None
             break
         cells[PROCESSED] = offset + 1
         index += 1
     cursor.put_back()
     cells[HANDLED] += index - first
     cursor.index = index + given_up
-    cursor.release_processed()
+    cursor.release_done()
     return wait_ms
 
 
@@ -113,7 +126,9 @@ def _one_batch(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
         cursor.put_back()
         return LEASE_WAIT_MS
     try:
-        refuse_awaitable(cursor.target.function(batch.messages))
+        refuse_awaitable(cursor.call(batch.messages))
+    except HeldUp:
+        raise
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         batch.raised(error)
     else:

@@ -31,6 +31,7 @@ from kafkasrcd.workers.partition_memory import (
     PartitionMemory,
 )
 from kafkasrcd.workers.record_batch import hand_off
+from kafkasrcd.workers.spread import DoneBefore, spread
 
 _BATCH_MESSAGES: Final = 1000
 """Per-call costs are below 1 % of a batch of this size, and it is some 300 kB of ordinary JSON."""
@@ -63,11 +64,16 @@ class Worker:
     def __init__(self, settings: Settings, start: StartWorker, descriptors: list[int], channel: ControlChannel) -> None:
         self._log = event_log.EventLog("worker")
         self._channel = channel
-        memory_fd, self._bell, handler_bell = descriptors
+        memory_fd, self._bell, *handler_bells = descriptors
         self._memory = PartitionMemory(memory_fd, start.assignment_epoch)
         self._cells = self._memory.cells
-        self._writer = ring.RingWriter(self._memory.ring, start.assignment_epoch, handler_bell)
-        self._largest = ring.largest_payload(self._writer.capacity)
+        self._publishers = [
+            _Publisher(self, ring.RingWriter(slot.ring, start.assignment_epoch, bell))
+            for slot, bell in zip(self._memory.slots, handler_bells, strict=True)
+        ]
+        self._layout = start.layout
+        self._done_before = DoneBefore(start.layers)
+        self._largest = ring.largest_payload(self._publishers[0].writer.capacity)
         self._poll_seconds = settings.poll_timeout_ms / 1000
         self._source = TopicPartition(start.topic, start.partition, start.start_offset)
         self._where: dict[str, Any] = {
@@ -102,27 +108,37 @@ class Worker:
                 errors = []
             self._note_watermark()  # before the records: what they do to the handler may end this process
             if messages:
-                hand_off(messages, self._largest, self._publish)
+                self._hand_off(messages)
                 self._cells[BROKER_DOWN_SINCE] = UNKNOWN
             for message in errors:
                 exit_code = self._on_message_error(message)
                 if exit_code is not None:
                     return exit_code
 
-    def _publish(self, frame: EncodedFrame) -> None:
+    def _hand_off(self, messages: list[Message]) -> None:
+        """Into the rings; then the position. Killed between the two, it is handed off again, and passed over there."""
+        next_offset = (messages[-1].offset() or 0) + 1
+        if self._cells[POSITION] < self._done_before.until:
+            messages = self._done_before.left(messages)
+        parts = [messages] if self._layout.slots == 1 else spread(self._layout, messages)
+        for part, publisher in zip(parts, self._publishers, strict=True):
+            if part:
+                hand_off(part, self._largest, publisher.publish)
+        self._cells[POSITION] = next_offset
+
+    def publish(self, writer: ring.RingWriter, frame: EncodedFrame) -> None:
         """Into the ring, waiting for room and for the lease."""
-        while not (self._memory.leased and self._writer.publish(frame.parts)):
-            self._writer.await_room()
+        while not (self._memory.leased and writer.publish(frame.parts)):
+            writer.await_room()
             try:
-                if self._memory.leased and self._writer.publish(frame.parts):
+                if self._memory.leased and writer.publish(frame.parts):
                     break
                 if self._sleep(_LEASE_WAIT_MS if not self._memory.leased else 1000):
                     os._exit(0)
             finally:
-                self._writer.awake()
+                writer.awake()
             self._ask_watermarks()
         cells = self._cells
-        cells[POSITION] = frame.next_offset
         cells[MESSAGES] += frame.records
         cells[BYTES] += frame.record_bytes
 
@@ -192,3 +208,15 @@ class Worker:
         self._cells[LOG_START] = low
         self._cells[HIGH_WATERMARK] = high
         self._cells[BROKER_DOWN_SINCE] = UNKNOWN
+
+
+class _Publisher:
+    """The way into one slot's ring."""
+
+    def __init__(self, worker: Worker, writer: ring.RingWriter) -> None:
+        self.writer = writer
+        self._worker = worker
+
+    def publish(self, frame: EncodedFrame) -> None:
+        """Into this ring."""
+        self._worker.publish(self.writer, frame)

@@ -1,8 +1,8 @@
 """The envelope a handler receives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -69,6 +69,16 @@ class Message(msgspec.Struct, Generic[T], frozen=True):
     timestamp_ms: int = -1
     encoded_headers: bytes | None = None
 
+    def commit(self) -> None:
+        """With ``commit_strategy = "manual"``: this record is done, and may be committed.
+
+        Does not wait. It is recorded within 0.1 s once every record before it in its partition (with ordering by key
+        or none: its part of it) is committed too. May be called later, out of order, twice, and from any thread.
+        Raises HandlerError with another strategy; outside of the daemon, as in a test, does nothing.
+        """
+        if _commit is not None:
+            _commit(self)
+
     @property
     def timestamp(self) -> datetime | None:
         """The record's time (UTC), or None where it has none."""
@@ -78,6 +88,15 @@ class Message(msgspec.Struct, Generic[T], frozen=True):
     def headers(self) -> Headers:
         """The record's headers; decoded when asked for, since most handlers never look."""
         return NO_HEADERS if self.encoded_headers is None else Headers(_decode_headers(self.encoded_headers))
+
+
+_commit: "Callable[[Message[Any]], None] | None" = None
+
+
+def commit_through(commit: "Callable[[Message[Any]], None] | None") -> None:
+    """Have ``Message.commit`` call ``commit`` in this process."""
+    global _commit
+    _commit = commit
 
 
 def encode_headers(pairs: Sequence[tuple[str, bytes | None]]) -> bytes:

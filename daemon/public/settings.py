@@ -25,7 +25,7 @@ class CommitStrategy(StrEnum):
 
 
 class AutoOffsetReset(StrEnum):
-    """Where a partition starts that has no committed offset, or one the broker no longer has."""
+    """Where a partition goes on whose offset the broker no longer has, and where one without an offset starts."""
 
     EARLIEST = "earliest"
     LATEST = "latest"
@@ -162,6 +162,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     checkpoint_max_messages: Positive = 10_000
     """With ``on_checkpoint``: or when it has so many records."""
     auto_offset_reset: AutoOffsetReset = AutoOffsetReset.EARLIEST
+    start_from: str = ""
+    """Where a partition without an offset starts: ``earliest``, ``latest``, ``offset:1000``, or
+    ``timestamp:2026-01-31T12:00:00+00:00``; empty is ``auto_offset_reset``."""
     extra_config: dict[str, str] = field(default_factory=dict[str, str])
     """librdkafka settings, such as ``security.protocol``; those the design depends on are refused, with the reason."""
     max_retries: NotNegative = 3

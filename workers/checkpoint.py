@@ -1,0 +1,224 @@
+"""``on_checkpoint``: the handler's SQL and how far it got, in one transaction for all slots of this process.
+
+A call is a savepoint: where the handler raises, only what that call did is rolled back. A checkpoint advances every
+slot that has done something, in the same transaction, and commits. Until then nothing of it is released from the rings,
+so whatever ends the transaction otherwise (a lost connection, a claim by another owner, the death of this process)
+only has the records handled again, from where the committed ones end.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Final
+
+from kafkasrcd.errors import StoreError, StoreUnavailable
+from kafkasrcd.settings import Settings
+from kafkasrcd.storage.offset_store import Advance, TopicPartition
+from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, TransactionEnded
+from kafkasrcd.workers.clock import boottime_ns
+from kafkasrcd.workers.commits import Commits, HeldUp
+from kafkasrcd.workers.control import Fenced, StoreAway
+from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.handler_bindings import HandlerBindings
+from kafkasrcd.workers.ring import COMMITTABLE, PROCESSED, UNSAVED
+
+_FIRST_RETRY_NS: Final = 100_000_000
+_MOST_RETRY_NS: Final = 5_000_000_000
+
+
+class Checkpoints(Commits):
+    """What plain and ``async def`` handlers share: which slots have done something since the last checkpoint."""
+
+    one_at_a_time = True
+
+    def __init__(self, settings: Settings, bindings: HandlerBindings) -> None:
+        self._interval_ns = settings.checkpoint_interval_ms * 1_000_000
+        self._most = settings.checkpoint_max_messages
+        self._bindings = bindings
+        self._log = EventLog("checkpoint")
+        self._unsaved: dict[PartitionCursor, None] = {}
+        self._count = 0
+        self._due_ns = 0
+        self._unknown: dict[PartitionCursor, int] = {}
+        """What a commit would have recorded of which nobody knows whether it was made."""
+        self._retry_ns = _FIRST_RETRY_NS
+        self._retry_at_ns = 0
+
+    def given_up(self, cursor: PartitionCursor, offset: int) -> None:
+        self._touch(cursor)
+
+    def closed(self, cursor: PartitionCursor) -> None:
+        self._unsaved.pop(cursor, None)
+        self._unknown.pop(cursor, None)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._count >= self._most
+
+    @property
+    def _is_due(self) -> bool:
+        """Also where a slot has lost its lease: it may be given back as soon as nothing of it is open."""
+        return bool(self._unsaved) and (
+            self._is_full or boottime_ns() >= self._due_ns or any(not cursor.memory.leased for cursor in self._unsaved)
+        )
+
+    @property
+    def _wait_ms(self) -> float:
+        if self._unknown:
+            return max(1.0, (self._retry_at_ns - boottime_ns()) / 1e6)
+        return max(0.0, (self._due_ns - boottime_ns()) / 1e6) if self._unsaved else float("inf")
+
+    def _touch(self, cursor: PartitionCursor) -> None:
+        """Before a call: what it does is in the open transaction from now on."""
+        if not self._unsaved:
+            self._due_ns = boottime_ns() + self._interval_ns
+        self._unsaved[cursor] = None
+        cursor.cells[UNSAVED] = 1
+
+    def _hold(self, cursor: PartitionCursor) -> None:
+        """Raise HeldUp while a commit is unknown: nothing may begin before it is decided."""
+        if self._unknown:
+            cursor.retry_at_ns = self._retry_at_ns
+            raise HeldUp
+
+    def _reached(self) -> dict[PartitionCursor, int]:
+        return {cursor: cursor.cells[PROCESSED] for cursor in self._unsaved}
+
+    @staticmethod
+    def _advances(reached: dict[PartitionCursor, int]) -> list[Advance]:
+        return [
+            Advance(
+                TopicPartition(cursor.topic, cursor.partition),
+                cursor.memory.epoch,
+                next_offset,
+                cursor.bind.slot,
+                cursor.bind.layout,
+            )
+            for cursor, next_offset in reached.items()
+        ]
+
+    def _saved(self, reached: dict[PartitionCursor, int]) -> None:
+        """The transaction is committed."""
+        for cursor, next_offset in reached.items():
+            cursor.cells[COMMITTABLE] = next_offset
+            cursor.cells[UNSAVED] = 0
+            cursor.release_done()
+        self._forget()
+        self._retry_ns = _FIRST_RETRY_NS
+
+    def _rolled_back(self) -> None:
+        """The transaction is undone: read everything again from where the committed records end."""
+        for cursor in self._unsaved:
+            cursor.cells[UNSAVED] = 0
+        self._forget()
+        self._bindings.rewind()
+
+    def _forget(self) -> None:
+        self._unsaved.clear()
+        self._unknown = {}
+        self._count = 0
+
+    def _refused(self, refusals: dict[TopicPartition, StoreError]) -> None:
+        """Another owner has claimed these: nothing of the transaction is kept, and these are not gone on with."""
+        self._rolled_back()
+        for cursor in self._bindings.cursors():
+            refusal = refusals.get(TopicPartition(cursor.topic, cursor.partition))
+            if refusal is not None:
+                cursor.failed = str(refusal)
+                cursor.reported = True
+                self._bindings.channel.send(Fenced(binding=cursor.binding, reason=str(refusal)))
+
+    def _away(self, error: StoreError) -> None:
+        """The store takes nothing now; everything waits, longer each time."""
+        self._log.repeated("store_unavailable", f"the transaction is rolled back: {error}", same=())
+        self._rolled_back()
+        self._wait(error)
+
+    def _broken(self, cursor: PartitionCursor, error: TransactionEnded) -> None:
+        """The handler breaks the promise: trying again would break it again."""
+        self._rolled_back()
+        cursor.failed = f"{cursor.target.name}: {error}"
+        cursor.failed_offset = cursor.cells[PROCESSED]
+
+    def _in_doubt(self, error: StoreError, reached: dict[PartitionCursor, int]) -> None:
+        self._log.warning("commit_unknown", f"whether a commit was made is asked when the store answers: {error}")
+        self._unknown = reached
+        self._wait(error)
+
+    def _wait(self, error: StoreError) -> None:
+        self._retry_at_ns = boottime_ns() + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, _MOST_RETRY_NS)
+        for cursor in self._bindings.cursors():
+            cursor.retry_at_ns = self._retry_at_ns
+        self._bindings.channel.send(StoreAway(str(error)))
+
+    def _decided(self, made: bool) -> None:
+        self._log.info("commit_known", f"the commit {'was' if made else 'was not'} made")
+        if made:
+            self._saved(self._unknown)
+        else:
+            self._rolled_back()
+
+    @abstractmethod
+    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]: ...
+
+
+class PlainCheckpoints(Checkpoints):
+    """For plain handlers; everything blocks the process."""
+
+    def __init__(self, settings: Settings, bindings: HandlerBindings, transaction: EffectsTransaction) -> None:
+        super().__init__(settings, bindings)
+        self._transaction = transaction
+
+    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
+        target = cursor.target
+        function, kind, is_batch = target.function, target.transaction or "connection", target.is_batch
+
+        def call(argument: Any) -> Any:
+            self._hold(cursor)
+            if self._is_full and not self._commit():
+                raise HeldUp
+            self._touch(cursor)
+            try:
+                returned = self._transaction.call(function, argument, kind)
+            except StoreUnavailable as error:
+                self._away(error)
+                raise HeldUp from error
+            except TransactionEnded as error:
+                self._broken(cursor, error)
+                raise HeldUp from error
+            self._count += len(argument) if is_batch else 1
+            return returned
+
+        return call
+
+    def turn(self) -> float:
+        if self._unknown:
+            self._decide()
+        elif self._is_due:
+            self._commit()
+        return self._wait_ms
+
+    def _commit(self) -> bool:
+        """False where it was not made, as far as is known."""
+        reached = self._reached()
+        try:
+            refusals = self._transaction.commit(self._advances(reached))
+        except CommitUnknown as error:
+            self._in_doubt(error, reached)
+        except StoreUnavailable as error:
+            self._away(error)
+        else:
+            if not refusals:
+                self._saved(reached)
+                return True
+            self._refused(refusals)
+        return False
+
+    def _decide(self) -> None:
+        if boottime_ns() < self._retry_at_ns:
+            return
+        try:
+            self._decided(self._transaction.settle(self._advances(self._unknown)))
+        except StoreUnavailable as error:
+            self._wait(error)

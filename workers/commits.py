@@ -1,0 +1,57 @@
+"""What a commit strategy does inside a handler process: how it calls the handler, and when what is handled is done for
+good."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kafkasrcd.errors import HandlerError
+from kafkasrcd.message import Message, commit_through
+from kafkasrcd.workers.cursor import PartitionCursor
+
+
+class HeldUp(Exception):
+    """The handler was not called, or what it did is rolled back: the runner begins its turn anew, with cursors that may
+    have been rewound."""
+
+
+class Commits:
+    """``auto`` and ``periodic``: the handler is called as it is, and what it has handled is done.
+
+    The other strategies override what they need. All of it runs where the runner does.
+    """
+
+    one_at_a_time = False
+    """Whether a second call must not begin in this process before the first has ended and is counted."""
+
+    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
+        """What to call for a message, or a batch, of ``cursor``; of an ``async def`` handler, a coroutine function."""
+        return cursor.target.function
+
+    def loaded(self, cursor: PartitionCursor, offsets: Sequence[int]) -> None:
+        """These records have been read from the ring."""
+
+    def given_up(self, cursor: PartitionCursor, offset: int) -> None:
+        """The record is skipped: as if it had been handled."""
+
+    def closed(self, cursor: PartitionCursor) -> None:
+        """The slot is not this process's any more."""
+
+    def turn(self) -> float:
+        """Between two turns of a plain runner: do what is due. Milliseconds until something will be; may block."""
+        return float("inf")
+
+    async def turn_async(self) -> float:
+        """``turn`` of a runner with a loop."""
+        return float("inf")
+
+
+def refuse_message_commits(strategy: str) -> None:
+    """Have ``message.commit()`` raise in this process: with ``strategy`` it would not do what it says."""
+
+    def refuse(message: Message[Any]) -> None:
+        raise HandlerError(
+            f"message.commit() is for commit_strategy manual, and this is {strategy}: leave it out, or set "
+            "commit_strategy"
+        )
+
+    commit_through(refuse)
