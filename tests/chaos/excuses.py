@@ -1,7 +1,7 @@
 """Why a record was handled twice: a repeat that no fault explains is a defect.
 
-A clean stop, a rebalance, a killed worker, and a freeze that the session outlasts, explain none. An outage explains none
-by itself either, nor does a member that a rebalance waits for: they only keep the others from committing meanwhile.
+A clean stop, a rebalance, a killed worker, and a freeze that the session outlasts, explain none. An outage explains
+none by itself either, nor does a member that a rebalance waits for: they only keep others from committing meanwhile.
 """
 
 from collections import defaultdict
