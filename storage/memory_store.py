@@ -70,7 +70,10 @@ class MemoryOffsetStore(OffsetStore):
             telling = tuple(layer for layer in row.layers if max(layer.next_offsets) > (resume or 0))
             kept = {layout, *(layer.layout for layer in telling)}
             row.layouts = {each: slots for each, slots in row.layouts.items() if each in kept}
-            row.layouts.setdefault(layout, [resume] * layout.slots)
+            slots = row.layouts.setdefault(layout, [resume] * layout.slots)
+            if resume is not None:
+                # Slots of an earlier time with this layout catch up: what said that they may is dropped.
+                slots[:] = [max(next_offset or 0, resume) for next_offset in slots]
             claims[name] = Claim(name, row.assignment_epoch, resume, telling)
         return claims
 

@@ -52,6 +52,7 @@ _RESTART = (
     .where(_OF_PARTITION, _OF_LAYOUT)
     .values(next_offset=bindparam("new_offset"), updated_ms=bindparam("now_ms"))
 )
+_CATCH_UP = _RESTART.where(or_(offsets.c.next_offset.is_(None), offsets.c.next_offset < bindparam("new_offset")))
 _DROP_LAYOUT = delete(offsets).where(_OF_PARTITION, _OF_LAYOUT)
 _DROP_OTHERS = delete(offsets).where(
     _OF_PARTITION,
@@ -135,6 +136,7 @@ class OffsetRows:
         now_ms = self._now_ms()
         takes: list[dict[str, object]] = []
         missing: list[dict[str, object]] = []
+        behind: list[dict[str, object]] = []
         useless: list[dict[str, object]] = []
         claims: dict[TopicPartition, Claim] = {}
         for name in wanted:
@@ -147,6 +149,8 @@ class OffsetRows:
             claims[name] = Claim(name, epoch, resume, telling)
             if stored is not None:
                 takes.append({**self._of(name), "new_epoch": epoch, "new_owner": owner, "now_ms": now_ms})
+            if resume is not None and layout in layouts:
+                behind.append({**self._of(name, layout), "new_offset": resume, "now_ms": now_ms})
             told = {layer.layout for layer in telling}
             useless += [self._of(name, other) for other in layouts if other != layout and other not in told]
             missing += [
@@ -165,7 +169,9 @@ class OffsetRows:
                 for slot in range(layout.slots)
                 if slot not in layouts.get(layout, {})
             ]
-        for statement, rows in ((_TAKE, takes), (insert(offsets), missing), (_DROP_LAYOUT, useless)):
+        # Slots of an earlier time with this layout catch up, before what said that they may is dropped.
+        changes = ((_TAKE, takes), (insert(offsets), missing), (_CATCH_UP, behind), (_DROP_LAYOUT, useless))
+        for statement, rows in changes:
             if rows:
                 connection.execute(statement, rows)
         return claims

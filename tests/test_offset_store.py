@@ -11,7 +11,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kafkasrcd.errors import ConfigurationError, OffsetWentBackwards, StaleAssignment, StoreError
 from kafkasrcd.storage.memory_store import MemoryOffsetStore
-from kafkasrcd.storage.offset_store import Advance, Claim, OffsetStore, StoredOffset, TopicPartition
+from kafkasrcd.storage.offset_store import (
+    WHOLE,
+    Advance,
+    Claim,
+    Layer,
+    Layout,
+    OffsetStore,
+    StoredOffset,
+    TopicPartition,
+)
 from kafkasrcd.storage.opening import open_store
 from kafkasrcd.storage.sql_store import SqlOffsetStore
 from kafkasrcd.storage.sqlite import SqliteDatabase
@@ -21,6 +30,8 @@ BUSY_TIMEOUT_MS = 5_000
 ORDERS = [TopicPartition("orders", partition) for partition in range(4)]
 FIRST = ORDERS[0]
 PAYMENTS = TopicPartition("payments", 0)
+BY_KEY = Layout("key", 4)
+BY_KEY_OF_TWO = Layout("key", 2)
 
 type_of_url: dict[str, type[OffsetStore]] = {
     "memory": MemoryOffsetStore,
@@ -182,6 +193,87 @@ class TestRestart:
         assert store.restart({}) == {}
 
 
+class TestLayouts:
+    def test_nothing_recorded_in_any_slot(self, store: OffsetStore) -> None:
+        assert store.claim([FIRST], "host-a", BY_KEY) == {FIRST: Claim(FIRST, 1, None)}
+        assert recorded(store) == {FIRST: None}
+
+    def test_everything_is_done_before_the_slot_that_is_furthest_behind(self, store: OffsetStore) -> None:
+        layer = by_key(store, 50, 80, 60, 70)
+        assert recorded(store) == {FIRST: 50}
+        assert store.claim([FIRST], "host-b", BY_KEY) == {FIRST: Claim(FIRST, 2, 50, (layer,))}
+
+    def test_slots_that_are_all_as_far_say_nothing_more(self, store: OffsetStore) -> None:
+        by_key(store, 50, 50, 50, 50)
+        assert store.claim([FIRST], "host-b", BY_KEY) == {FIRST: Claim(FIRST, 2, 50)}
+
+    def test_a_claim_of_another_layout_is_told_what_the_slots_had_done(self, store: OffsetStore) -> None:
+        layer = by_key(store, 50, 80, 60, 70)
+        claim = store.claim([FIRST], "host-b", BY_KEY_OF_TWO)[FIRST]
+        assert claim == Claim(FIRST, 2, 50, (layer,))
+        # Until the new slots have passed it, also to whoever claims next.
+        ahead = [Advance(FIRST, 2, next_offset, slot, BY_KEY_OF_TWO) for slot, next_offset in enumerate((65, 90))]
+        assert store.advance(ahead) == {}
+        assert store.claim([FIRST], "host-a")[FIRST] == Claim(
+            FIRST, 3, 65, (Layer(BY_KEY_OF_TWO, (65, 90)), layer)
+        )  # fmt: skip
+
+    def test_what_says_nothing_more_is_forgotten(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        store.advance([Advance(FIRST, epoch(store.claim([FIRST], "host-b")), 80)])
+        assert store.claim([FIRST], "host-b") == {FIRST: Claim(FIRST, 3, 80)}
+
+    def test_slots_of_an_earlier_time_go_on_where_everything_is_done(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        store.advance([Advance(FIRST, epoch(store.claim([FIRST], "host-b")), 100)])
+        assert store.claim([FIRST], "host-a", BY_KEY) == {FIRST: Claim(FIRST, 3, 100)}
+        assert recorded(store) == {FIRST: 100}
+        assert store.claim([FIRST], "host-a", BY_KEY) == {FIRST: Claim(FIRST, 4, 100)}
+
+    def test_a_claim_makes_the_slots_of_every_layout_stale(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        store.claim([FIRST], "host-b")
+        refusals = store.advance([Advance(FIRST, 1, 90, 2, BY_KEY)])
+        assert isinstance(refusals[FIRST], StaleAssignment)
+        assert "host-b" in str(refusals[FIRST])
+
+    def test_a_slot_of_a_layout_that_is_not_claimed_is_refused(self, store: OffsetStore) -> None:
+        mine = epoch(store.claim([FIRST], "host-a", BY_KEY))
+        assert store.advance([Advance(FIRST, mine, 7, 1, BY_KEY_OF_TWO)]).keys() == {FIRST}
+        assert recorded(store) == {FIRST: None}
+
+    def test_one_slot_that_is_refused_names_its_partition_and_the_others_are_recorded(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        asked = [Advance(FIRST, 1, next_offset, slot, BY_KEY) for slot, next_offset in enumerate((81, 79, 82, 83))]
+        refusals = store.advance(asked)
+        assert isinstance(refusals[FIRST], OffsetWentBackwards)
+        assert "80" in str(refusals[FIRST])
+        assert store.claim([FIRST], "host-a", BY_KEY)[FIRST].layers == (Layer(BY_KEY, (81, 80, 82, 83)),)
+
+    def test_a_restart_sets_every_slot_and_forgets_other_layouts(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        mine = epoch(store.claim([FIRST], "host-b", BY_KEY_OF_TWO))
+        assert store.restart({FIRST: (mine, 10)}, BY_KEY_OF_TWO) == {}
+        assert store.claim([FIRST], "host-b", BY_KEY) == {FIRST: Claim(FIRST, 3, 10)}
+
+    def test_partitions_differ_in_their_layouts(self, store: OffsetStore) -> None:
+        layer = by_key(store, 50, 80, 60, 70)
+        store.advance([Advance(PAYMENTS, epoch(store.claim([PAYMENTS], "host-a"), PAYMENTS), 7)])
+        assert store.claim([FIRST, PAYMENTS], "host-b", BY_KEY_OF_TWO) == {
+            FIRST: Claim(FIRST, 2, 50, (layer,)),
+            PAYMENTS: Claim(PAYMENTS, 2, 7),
+        }
+
+
+def by_key(store: OffsetStore, *next_offsets: int) -> Layer:
+    """Have host-a claim FIRST by ``BY_KEY`` and get so far."""
+    mine = epoch(store.claim([FIRST], "host-a", BY_KEY))
+    assert store.restart({FIRST: (mine, min(next_offsets))}, BY_KEY) == {}
+    advances = [Advance(FIRST, mine, next_offset, slot, BY_KEY) for slot, next_offset in enumerate(next_offsets)]
+    assert store.advance(advances) == {}
+    return Layer(BY_KEY, next_offsets)
+
+
 class TestOffsets:
     def test_every_row_in_order(self, store: OffsetStore) -> None:
         store.claim([PAYMENTS, ORDERS[2]], "host-b")
@@ -328,6 +420,97 @@ def test_any_sequence_of_calls_agrees_with_the_model(kind: str, request: pytest.
                 else:
                     url = "memory://" if kind == "memory" else f"sqlite:///{folder}/{group}.db"
                 super().__init__(lambda: open_store(url, group, BUSY_TIMEOUT_MS), keeps=kind != "memory")
+
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            ),
+        )
+
+
+RECORDS = 40
+layouts = st.sampled_from([WHOLE, BY_KEY, BY_KEY_OF_TWO, Layout("key", 3), Layout("none", 2)])
+
+
+def slot_of(layout: Layout, offset: int) -> int:
+    """Any mapping that depends on the two alone."""
+    return (offset * 7 + len(layout.ordering)) % layout.slots
+
+
+class SpreadMachine(RuleBasedStateMachine):
+    """A partition changes its owner and its layout at any moment, and no record is handled twice or passed over."""
+
+    def __init__(self, store: OffsetStore) -> None:
+        super().__init__()
+        self.store = store
+        self.handled: list[int] = []
+        self.take_over(WHOLE)
+
+    @rule(layout=layouts)
+    def take_over(self, layout: Layout) -> None:
+        claim = self.store.claim([FIRST], "host-a", layout)[FIRST]
+        if claim.next_offset is None:
+            assert self.store.restart({FIRST: (claim.assignment_epoch, 0)}, layout) == {}
+        self.epoch, self.layout = claim.assignment_epoch, layout
+        start = claim.next_offset or 0
+        self.done_before = set(range(start)) | {
+            offset
+            for layer in claim.layers
+            for offset in range(RECORDS)
+            if offset < layer.next_offsets[slot_of(layer.layout, offset)]
+        }
+        self.reached = [start] * layout.slots
+        for layer in claim.layers:
+            if layer.layout == layout:
+                self.reached = [max(start, next_offset) for next_offset in layer.next_offsets]
+
+    @rule(moves=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=4))
+    def handle(self, moves: list[tuple[int, int]]) -> None:
+        """Some slots get some records further, in one interval."""
+        moved = {slot % self.layout.slots: by for slot, by in moves}
+        advances: list[Advance] = []
+        for slot, by in moved.items():
+            before, after = self.reached[slot], min(self.reached[slot] + by, RECORDS)
+            self.handled += [
+                offset
+                for offset in range(before, after)
+                if slot_of(self.layout, offset) == slot and offset not in self.done_before
+            ]
+            self.reached[slot] = after
+            advances.append(Advance(FIRST, self.epoch, after, slot, self.layout))
+        assert self.store.advance(advances) == {}
+
+    @invariant()
+    def nothing_is_handled_twice(self) -> None:
+        assert len(self.handled) == len(set(self.handled))
+
+    @invariant()
+    def nothing_is_passed_over(self) -> None:
+        (row,) = self.store.offsets()
+        assert set(range(row.next_offset or 0)) <= set(self.handled)
+
+    def teardown(self) -> None:
+        self.take_over(WHOLE)
+        self.handle([(0, RECORDS)])
+        assert sorted(self.handled) == list(range(RECORDS))
+        self.store.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_record_is_handled_once_through_any_changes_of_layout(kind: str, request: pytest.FixtureRequest) -> None:
+    server: PostgresServer | None = request.getfixturevalue("postgres") if kind == "postgresql" else None
+    with TemporaryDirectory() as folder:
+        runs = iter(range(1_000_000))
+
+        class Machine(SpreadMachine):
+            def __init__(self) -> None:
+                group = f"spread-{next(runs)}"
+                if server is not None:
+                    url = server.url()
+                else:
+                    url = "memory://" if kind == "memory" else f"sqlite:///{folder}/{group}.db"
+                super().__init__(open_store(url, group, BUSY_TIMEOUT_MS))
 
         run_state_machine_as_test(
             Machine,
