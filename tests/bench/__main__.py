@@ -6,19 +6,22 @@ from pathlib import Path
 
 import click
 import msgspec
+from msgspec import structs
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench import ratios
 from tests.bench.result import BenchResult, Workload
-from tests.bench.rows import ROWS, Row
+from tests.bench.rows import ROWS, Row, Topic
 from tests.bench.spin import calibrate
-from tests.bench.topic import fill_with_orders
+from tests.bench.topic import fill_with_orders, skewed, zipf
 from tests.kafka_cluster import KafkaCluster, kafka_missing
+from tests.postgres import postgres_missing
 
-TOPIC = "bench-orders"
 SPIN_US = 100
+WAIT_MS = 10
+ONE_AT_A_TIME_MESSAGES = 300
 WARM_UP_SECONDS = 3
 TABLE_WIDTH = 132
 
@@ -34,6 +37,13 @@ if console.width < TABLE_WIDTH:
 @click.option(
     "--spin-messages", default=50_000, show_default=True, help=f"Records for the rows with {SPIN_US} µs each."
 )
+@click.option(
+    "--waiting-messages", default=100_000, show_default=True, help=f"Records for the rows that wait {WAIT_MS} ms each."
+)
+@click.option(
+    "--effect-messages", default=200_000, show_default=True, help="Records for the rows with effects in a database."
+)
+@click.option("--checkpoint-messages", default=500, show_default=True, help="After how many of them to commit.")
 @click.option("--rate", default=1_000, show_default=True, help="Records a second for the latency rows.")
 @click.option("--latency-seconds", default=10, show_default=True, help="How long the latency rows measure.")
 @click.option(
@@ -49,6 +59,9 @@ def main(
     messages: int,
     partitions: int,
     spin_messages: int,
+    waiting_messages: int,
+    effect_messages: int,
+    checkpoint_messages: int,
     rate: int,
     latency_seconds: int,
     repeat: int,
@@ -61,23 +74,44 @@ def main(
         console.print(missing, style="bold red")
         sys.exit(1)
     rows = [row for row in ROWS if not only or row.key in only]
+    no_postgres = postgres_missing()
+    if no_postgres is not None and any(row.needs_postgres for row in rows):
+        console.print(f"rows are left out: {no_postgres}", style="bold red")
+        rows = [row for row in rows if not row.needs_postgres]
+    shapes = {
+        Topic.ORDERS: (partitions, messages),
+        Topic.WORK_1: (1, min(spin_messages, messages)),
+        Topic.WAITING_1: (1, waiting_messages),
+        Topic.WAITING_8: (8, waiting_messages),
+    }
     # The optimizing compiler: the broker shares the machine, and its CPU time is not what is compared.
     with KafkaCluster(optimized=True) as cluster:
-        with console.status(f"filling {messages:,} records into {partitions} partitions"):
-            fill_with_orders(cluster, TOPIC, messages=messages, partitions=partitions)
+        for topic in dict.fromkeys(row.topic for row in rows):
+            its_partitions, its_messages = shapes[topic]
+            with console.status(f"filling {its_messages:,} records into {its_partitions} partitions"):
+                draw_user = skewed if topic is Topic.ORDERS else zipf()
+                fill_with_orders(cluster, topic, messages=its_messages, partitions=its_partitions, draw_user=draw_user)
         workload = Workload(
-            topic=TOPIC,
+            topic=Topic.ORDERS,
             partitions=partitions,
             messages=messages,
             spin_messages=spin_messages,
             # After the fill: a CPU that has been idle is slower, or faster, than one at work.
             spin_iterations=calibrate(SPIN_US),
             spin_us=SPIN_US,
+            wait_ms=WAIT_MS,
+            one_at_a_time_messages=min(ONE_AT_A_TIME_MESSAGES, waiting_messages),
+            effect_messages=min(effect_messages, messages),
+            checkpoint_messages=checkpoint_messages,
             rate_per_second=rate,
             warm_up_seconds=WARM_UP_SECONDS,
             latency_seconds=latency_seconds,
         )
-        by_row = {row.key: _median_run(row, cluster, workload, repeat) for row in rows}
+        by_row: dict[str, BenchResult] = {}
+        for row in rows:
+            its_partitions, its_messages = shapes[row.topic]
+            its = structs.replace(workload, topic=row.topic, partitions=its_partitions, messages=its_messages)
+            by_row[row.key] = _median_run(row, cluster, its, repeat)
     results = list(by_row.values())
     console.print(_table(results, workload))
     for line in ratios.lines(by_row):

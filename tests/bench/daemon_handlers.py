@@ -1,5 +1,6 @@
 """The handlers of kafkasrcd's rows: what the raw loops do with a record, as functions."""
 
+import asyncio
 import os
 import struct
 import time
@@ -10,9 +11,11 @@ from tests.bench.paced_producer import PacedRecord
 from tests.bench.spin import spin
 
 SPIN_VARIABLE = "BENCH_SPIN_ITERATIONS"
+WAIT_VARIABLE = "BENCH_WAIT_MS"
 LATENCY_VARIABLE = "BENCH_LATENCY_DIRECTORY"
 
 _iterations = int(os.environ.get(SPIN_VARIABLE, "0"))
+_wait_seconds = int(os.environ.get(WAIT_VARIABLE, "0")) / 1000
 _latencies = -1
 _noted: set[int] = set()
 LATENCY = struct.Struct("<qd")
@@ -21,6 +24,21 @@ LATENCY = struct.Struct("<qd")
 
 def no_op(message: Message[Any]) -> None:
     """Nothing, with the whole envelope and the decoded payload in hand."""
+
+
+def commit_each(message: Message[Any]) -> None:
+    """Nothing, and its commit."""
+    message.commit()
+
+
+async def wait(message: Message[Any]) -> None:
+    """As for an answer of some service."""
+    await asyncio.sleep(_wait_seconds)
+
+
+def wait_in_thread(message: Message[Any]) -> None:
+    """The same, holding up its thread."""
+    time.sleep(_wait_seconds)
 
 
 def work(message: Message[Any]) -> None:

@@ -1,53 +1,23 @@
-"""The peers: loops on confluent-kafka and orjson as people write them by hand, on one core, with nothing around them.
+"""The peers: loops on confluent-kafka and orjson as people write them by hand, on one core, nothing around them."""
 
-Each row runs in a process of its own: `python -m tests.bench.raw_loops JOB` prints a BenchResult as JSON.
-"""
-
-import sys
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 
 import msgspec
 import orjson
 from confluent_kafka import Consumer, KafkaException, Message
 
-from tests.bench import paced_producer
-from tests.bench.child import run_module
+from tests.bench import loop_process, paced_producer
+from tests.bench.loop_process import TUNED, Job, default_settings, measured, require_progress
 from tests.bench.result import BenchResult, Stopwatch, Workload, percentile
 from tests.bench.spin import spin
 from tests.kafka_cluster import KafkaCluster
 
-# A loop that gets nothing for this long says so instead of waiting for ever.
-SILENCE_DEADLINE_SECONDS = 30
 # How often a loop that polls one by one looks at the clock.
 CLOCK_EVERY = 1000
-
-# The best found, at full speed on a backlog, medians of five runs: 1.0M messages/s, where 100 to 1,000 messages a batch
-# and 4 to 64 MiB of queue differ by less than the noise, larger batches cost 10 % (caches), switching the garbage
-# collector off gains at most 3 %, and fetch sizes change nothing.
-TUNED_BATCH = 500
-TUNED: dict[str, str | int | float | bool] = {
-    # How long a partition whose queue was full waits before it fetches again. The default, 1000, is what holds the
-    # default loop down.
-    "fetch.queue.backoff.ms": 10,
-    # A partition. As fast as the default of 64 MiB, at half the memory.
-    "queued.max.messages.kbytes": 4096,
-    # The loop commits what it has processed; storing an offset by hand for each message or batch costs 5-10 %.
-    "enable.auto.commit": False,
-}
 COMMIT_INTERVAL_SECONDS = 1.0
-
-
-class Job(msgspec.Struct, frozen=True):
-    """What the process of one row is told."""
-
-    loop: str
-    name: str
-    bootstrap: str
-    topic: str
-    workload: Workload
 
 
 def poll_loop(job: Job) -> BenchResult:
@@ -55,12 +25,12 @@ def poll_loop(job: Job) -> BenchResult:
     count = 0
     last_heard = time.monotonic()
     stopwatch: Stopwatch | None = None
-    with closing(Consumer(_default_settings(job))) as consumer:
-        consumer.subscribe([job.topic])
+    with closing(Consumer(default_settings(job))) as consumer:
+        consumer.subscribe([job.workload.topic])
         while count < job.workload.messages:
             message = consumer.poll(1.0)
             if message is None:
-                _require_progress(last_heard, count)
+                require_progress(last_heard, count)
                 continue
             if message.error():
                 raise KafkaException(message.error())
@@ -69,23 +39,23 @@ def poll_loop(job: Job) -> BenchResult:
             count += 1
             if count % CLOCK_EVERY == 0:
                 last_heard = time.monotonic()
-        return _measured(stopwatch).result(job.name, count)
+        return measured(stopwatch).result(job.name, count)
 
 
 def tuned_loop(job: Job) -> BenchResult:
     """All that is known to make one loop fast, without giving up that what is committed has been processed."""
     loads = orjson.loads
-    with closing(Consumer({**_default_settings(job), **TUNED})) as consumer:
+    with closing(Consumer({**default_settings(job), **TUNED})) as consumer:
         count = 0
         stopwatch: Stopwatch | None = None
-        for messages in _batches(consumer, job.topic, job.workload.messages):
+        for messages in _batches(consumer, job.workload.topic, job.workload.messages):
             stopwatch = stopwatch or Stopwatch()
             for message in messages:
                 if message.error():
                     raise KafkaException(message.error())
                 loads(message.value() or b"null")
             count += len(messages)
-        return _measured(stopwatch).result(job.name, count)
+        return measured(stopwatch).result(job.name, count)
 
 
 def tuned_spin_loop(job: Job) -> BenchResult:
@@ -93,10 +63,10 @@ def tuned_spin_loop(job: Job) -> BenchResult:
     loads = orjson.loads
     iterations = job.workload.spin_iterations
     wanted = min(job.workload.spin_messages, job.workload.messages)
-    with closing(Consumer({**_default_settings(job), **TUNED})) as consumer:
+    with closing(Consumer({**default_settings(job), **TUNED})) as consumer:
         count = 0
         stopwatch: Stopwatch | None = None
-        for messages in _batches(consumer, job.topic, wanted):
+        for messages in _batches(consumer, job.workload.topic, wanted):
             stopwatch = stopwatch or Stopwatch()
             for message in messages:
                 if message.error():
@@ -104,7 +74,7 @@ def tuned_spin_loop(job: Job) -> BenchResult:
                 loads(message.value() or b"null")
                 spin(iterations)
             count += len(messages)
-        return _measured(stopwatch).result(job.name, count)
+        return measured(stopwatch).result(job.name, count)
 
 
 def latency_loop(job: Job) -> BenchResult:
@@ -115,12 +85,12 @@ def latency_loop(job: Job) -> BenchResult:
     latencies_ms: list[float] = []
     last_heard = time.monotonic()
     stopwatch: Stopwatch | None = None
-    with closing(Consumer(_default_settings(job))) as consumer:
-        consumer.subscribe([job.topic])
+    with closing(Consumer(default_settings(job))) as consumer:
+        consumer.subscribe([job.workload.topic])
         while len(latencies_ms) < total - warm_up:
             message = consumer.poll(1.0)
             if message is None:
-                _require_progress(last_heard, len(latencies_ms))
+                require_progress(last_heard, len(latencies_ms))
                 continue
             if message.error():
                 raise KafkaException(message.error())
@@ -131,7 +101,7 @@ def latency_loop(job: Job) -> BenchResult:
                 stopwatch = stopwatch or Stopwatch()
                 latencies_ms.append((now_ns - paced.sent_ns) / 1e6)
         latencies_ms.sort()
-        return _measured(stopwatch).result(
+        return measured(stopwatch).result(
             job.name,
             len(latencies_ms),
             latency_p50_ms=percentile(latencies_ms, 0.50),
@@ -139,24 +109,29 @@ def latency_loop(job: Job) -> BenchResult:
         )
 
 
-LOOPS: dict[str, Callable[[Job], BenchResult]] = {
-    loop.__name__: loop for loop in (poll_loop, tuned_loop, tuned_spin_loop, latency_loop)
-}
+LOOPS = {loop.__name__: loop for loop in (poll_loop, tuned_loop, tuned_spin_loop, latency_loop)}
 
 
 def run_default(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The row of `poll_loop`."""
-    return _run(poll_loop, "raw poll() loop, default settings", cluster, workload)
+    return loop_process.run(poll_loop, "raw poll() loop, default settings", cluster, workload)
 
 
 def run_tuned(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The row of `tuned_loop`."""
-    return _run(tuned_loop, "raw consume() loop, tuned by hand", cluster, workload)
+    return loop_process.run(tuned_loop, "raw consume() loop, tuned by hand", cluster, workload)
 
 
 def run_tuned_spin(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The row of `tuned_spin_loop`."""
-    return _run(tuned_spin_loop, f"the same with {workload.spin_us} µs of work each", cluster, workload)
+    name = f"the same with {workload.spin_us} µs of work each"
+    return loop_process.run(tuned_spin_loop, name, cluster, workload)
+
+
+def run_hot_spin(cluster: KafkaCluster, workload: Workload) -> BenchResult:
+    """The row of `tuned_spin_loop` over one partition."""
+    name = f"the same with {workload.spin_us} µs of work each, 1 partition"
+    return loop_process.run(tuned_spin_loop, name, cluster, workload)
 
 
 def run_latency(cluster: KafkaCluster, workload: Workload) -> BenchResult:
@@ -165,54 +140,20 @@ def run_latency(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     cluster.create_topic(topic, workload.partitions)
     name = f"raw poll() loop at {workload.rate_per_second:,} msg/s"
     with paced_producer.running(cluster, topic, workload):
-        return _run(latency_loop, name, cluster, workload, topic)
-
-
-def _run(
-    loop: Callable[[Job], BenchResult], name: str, cluster: KafkaCluster, workload: Workload, topic: str | None = None
-) -> BenchResult:
-    job = Job(loop.__name__, name, cluster.bootstrap, topic or workload.topic, workload)
-    return msgspec.json.decode(run_module(__name__, job), type=BenchResult)
-
-
-def _default_settings(job: Job) -> dict[str, str | int | float | bool]:
-    return {
-        "bootstrap.servers": job.bootstrap,
-        "group.id": f"bench-{uuid.uuid4().hex[:8]}",
-        "auto.offset.reset": "earliest",
-    }
+        return loop_process.run(latency_loop, name, cluster, msgspec.structs.replace(workload, topic=topic))
 
 
 def _batches(consumer: Consumer, topic: str, wanted: int) -> Generator[list[Message]]:
-    """Batches of what is there, until `wanted` messages came; each is committed some time after it was processed."""
-    consumer.subscribe([topic])
-    count = 0
-    last_heard = last_commit = time.monotonic()
-    while count < wanted:
-        messages = consumer.consume(TUNED_BATCH, 0.1)
-        if not messages:
-            _require_progress(last_heard, count)
-            continue
-        last_heard = time.monotonic()
+    """Batches until `wanted` messages came; each is committed some time after it was processed."""
+    last_commit = time.monotonic()
+    for messages in loop_process.batches(consumer, topic, wanted):
         yield messages
-        count += len(messages)
         # librdkafka has stored the offset of the batch's end when it gave it out; by now that is true.
-        if last_heard - last_commit > COMMIT_INTERVAL_SECONDS:
+        now = time.monotonic()
+        if now - last_commit > COMMIT_INTERVAL_SECONDS:
             consumer.commit(asynchronous=True)
-            last_commit = last_heard
-
-
-def _require_progress(last_heard: float, count: int) -> None:
-    if time.monotonic() - last_heard > SILENCE_DEADLINE_SECONDS:
-        raise TimeoutError(f"nothing came for {SILENCE_DEADLINE_SECONDS} s, after {count} messages")
-
-
-def _measured(stopwatch: Stopwatch | None) -> Stopwatch:
-    if stopwatch is None:
-        raise ValueError("nothing to measure: the row was asked for no messages")
-    return stopwatch
+            last_commit = now
 
 
 if __name__ == "__main__":
-    job = msgspec.json.decode(sys.argv[1], type=Job)
-    print(msgspec.json.encode(LOOPS[job.loop](job)).decode())
+    loop_process.main(LOOPS)

@@ -11,16 +11,25 @@ import msgspec
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """One run's topic and how much of it each kind of row reads; the same for every row."""
+    """A row's topic, how much of it each kind of row reads, and what is done with a record."""
 
     topic: str
     partitions: int
     messages: int
+    """Records in the topic."""
     spin_messages: int
     """How many records the rows with work in the handler read: at 100 µs each, a million would take minutes."""
     spin_iterations: int
     """The argument for `spin` that costs `spin_us` on this machine."""
     spin_us: int
+    wait_ms: int
+    """How long the rows that wait on others do so for each record."""
+    one_at_a_time_messages: int
+    """How many the row reads that waits for one after the other."""
+    effect_messages: int
+    """How many the rows with effects in a database read."""
+    checkpoint_messages: int
+    """After how many they commit."""
     rate_per_second: int
     """At which the latency rows are sent records."""
     warm_up_seconds: int
@@ -35,7 +44,7 @@ class BenchResult(msgspec.Struct, frozen=True):
     messages: int
     seconds: float
     cpu_seconds: float
-    """User and system time of the row's processes, with librdkafka's threads, without the broker's."""
+    """User and system time of the row's processes, librdkafka's threads too, but not of the broker and the database."""
     processes: int = 1
     peak_memory_mb: float | None = None
     """Resident, the sum over the row's processes."""
