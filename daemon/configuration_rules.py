@@ -1,9 +1,10 @@
 """What a configuration must hold to besides the type of each setting: formats, and settings that go together."""
 
+import os
 import re
 from collections.abc import Iterator
-from datetime import datetime
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
@@ -19,8 +20,7 @@ from kafkasrcd.workers.kafka_settings import (
     protected_reason,
     session_timeout_ms,
 )
-from kafkasrcd.workers.redaction import hide_url_passwords
-from kafkasrcd.workers.spread import MOST_SLOTS
+from kafkasrcd.workers.redaction import hide_url_passwords, is_secret
 
 # What the broker allows for a topic and for a group.instance.id (org.apache.kafka.common.internals.Topic).
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -30,6 +30,10 @@ _BROKER = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?",
     re.IGNORECASE,
 )
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_DIGITS = 18
+"""What surely fits Kafka's offsets, of 63 bits."""
 
 MAX_GROUP_ID_LENGTH = 249
 """The control socket, the client id and the store carry the name; the broker itself takes 32767."""
@@ -181,27 +185,38 @@ def _strategy(settings: Settings) -> Iterator[Problem]:
         if handler.threads > 1:
             text = "with commit_strategy 'on_checkpoint' at most 1: a transaction runs one statement at a time"
             yield Problem("handler.threads", text, involves)
-    if handler.ordering is not Ordering.PARTITION and handler.processes > MOST_SLOTS:
-        text = f"{handler.processes} is above {MOST_SLOTS}, the most with ordering '{handler.ordering.value}'"
-        yield Problem("handler.processes", text, ("handler.ordering",))
+    if handler.ordering is not Ordering.PARTITION:
+        # Imported here: it brings confluent_kafka along, and what only looks for the daemon never comes here.
+        from kafkasrcd.workers.spread import MOST_SLOTS
+
+        processes = handler.processes or len(os.sched_getaffinity(0))
+        if processes > MOST_SLOTS:
+            what = str(processes) if handler.processes else f"unset, and {processes}, one for each core,"
+            text = f"{what} is above {MOST_SLOTS}, the most with ordering '{handler.ordering.value}'"
+            yield Problem("handler.processes", text, ("handler.ordering",))
     yield from _start_from(settings.start_from)
 
 
 def _start_from(text: str) -> Iterator[Problem]:
     kind, _, value = text.partition(":")
     allowed = "earliest, latest, offset:1000 or timestamp:2026-01-31T12:00:00+00:00"
-    if text in ("", "earliest", "latest") or (kind == "offset" and value.isdecimal() and len(value) < 19):
+    if text in ("", "earliest", "latest"):
         return
-    if kind == "timestamp":
-        try:
-            at = datetime.fromisoformat(value)
-        except ValueError:
-            yield Problem("start_from", f"{shown(value)} is not a time as in timestamp:2026-01-31T12:00:00+00:00")
-            return
-        if at.tzinfo is None:
-            yield Problem("start_from", f"{shown(value)} has no time zone: end it with Z, or as in +01:00")
+    if kind == "offset" and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS:
         return
-    yield Problem("start_from", f"expected {allowed}, got {shown(text)}")
+    if kind != "timestamp":
+        yield Problem("start_from", f"expected {allowed}, got {shown(text)}")
+        return
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        yield Problem("start_from", f"{shown(value)} is not a time as in timestamp:2026-01-31T12:00:00+00:00")
+        return
+    if at.tzinfo is None:
+        yield Problem("start_from", f"{shown(value)} has no time zone: end it with Z, or as in +01:00")
+    elif at < _EPOCH:
+        # To Kafka -1 and -2, a millisecond or two before, are the end and the beginning.
+        yield Problem("start_from", f"{shown(value)} is before 1970, where Kafka's times begin; for all, earliest")
 
 
 def _store(url: str) -> Iterator[Problem]:
@@ -216,14 +231,34 @@ def _store(url: str) -> Iterator[Problem]:
     if scheme == "memory":
         yield Problem("store.url", "expected memory:// and nothing after it")
     elif parts.scheme in ("postgresql", "postgresql+psycopg") and url.startswith(f"{parts.scheme}://"):
-        if not parts.path.strip("/"):
-            yield Problem("store.url", "names no database, as in postgresql://user@host/database")
+        yield from _postgresql(parts)
     elif not url.startswith("sqlite://"):
-        text = f"expected {allowed}, got {hide_url_passwords(shown(url))}"
+        # Neither a space nor a query: what is hidden is the password between a colon and an @.
+        without = re.sub(r"\s", "%20", url.partition("?")[0])
+        text = f"expected {allowed}, got {hide_url_passwords(shown(without))}"
         yield Problem("store.url", f"{text}{did_you_mean(scheme, ['sqlite', 'postgresql', 'memory'])}")
     elif not url.startswith("sqlite:///") or url in {"sqlite:///", "sqlite:///:memory:"}:
         text = "needs a path after three slashes, as in sqlite:////var/lib/kafkasrcd/offsets.db"
         yield Problem("store.url", f"{text}; for one that is not kept, memory://")
+
+
+def _postgresql(parts: SplitResult) -> Iterator[Problem]:
+    if re.search(r"\s", parts.geturl()):
+        yield Problem("store.url", "has a space in it: write %20")
+        return
+    if not parts.path.strip("/"):
+        yield Problem("store.url", "names no database, as in postgresql://user@host/database")
+    try:
+        _ = parts.port
+    except ValueError:
+        yield Problem(
+            "store.url", "has a port that is not from 0 to 65535; in a password write %3A for : and %2F for /"
+        )
+    secrets = sorted({name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if is_secret(name)})
+    if secrets:
+        # It would be shown: by `config show`, in errors, and in every log that has the URL.
+        text = f"{' and '.join(map(shown, secrets))} after the '?' would be shown"
+        yield Problem("store.url", f"{text}; write postgresql://user:password@host/database, where it is hidden")
 
 
 def _protocol(settings: Settings) -> Iterator[Problem]:

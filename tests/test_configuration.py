@@ -1,5 +1,6 @@
 """Loading the configuration: where values come from, and every way in which it can be wrong."""
 
+import os
 import re
 import socket
 import subprocess
@@ -22,7 +23,16 @@ from kafkasrcd.daemon.configuration_view import as_json, as_toml
 from kafkasrcd.daemon.librdkafka_names import CONSUMER_SETTINGS
 from kafkasrcd.daemon.setting_fields import FIELDS, TABLES
 from kafkasrcd.errors import ConfigurationError
-from kafkasrcd.settings import AutoOffsetReset, GroupProtocol, HandlerSettings, LogLevel, Settings, SupervisorSettings
+from kafkasrcd.settings import (
+    AutoOffsetReset,
+    CommitStrategy,
+    GroupProtocol,
+    HandlerSettings,
+    LogLevel,
+    Ordering,
+    Settings,
+    SupervisorSettings,
+)
 from kafkasrcd.workers.redaction import HIDDEN
 
 LEAST = 'topics = ["orders"]\nhandler.target = "shop:handle"\n'
@@ -297,6 +307,18 @@ def test_what_is_shown_hides_secrets(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["postgresql://app:hunter2@db/x", "postgresql+psycopg://:hunter2@db/x", "postgresql://app:a@hunter2:/@db/x"]
+)
+def test_a_password_in_the_store_s_address_is_hidden(url: str, write: Write) -> None:
+    configuration = write(LEAST, {"store.url": url})
+    assert configuration.settings.store.url == url
+    for text in (str(configuration.shown_values()["store.url"]), as_toml(configuration), as_json(configuration)):
+        assert HIDDEN in text
+        assert "@db/x" in text
+        assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
     "text",
     [
         LEAST + SASL % "hunter2" + "ssl.key.password = [1]\n",
@@ -307,6 +329,12 @@ def test_what_is_shown_hides_secrets(write: Write, tmp_path: Path) -> None:
         LEAST + 'sasl_password = "hunter2"\n',
         LEAST + 'store = {url = "postgresql://app:hunter2@db/x"}\n',
         LEAST + 'store = {url = "postgres://app:hunter2@db/x"}\n',
+        LEAST + 'store = {url = "postgres://app:a hunter2@db/x"}\n',
+        LEAST + 'store = {url = "postgresql://app:hunter2@db"}\n',
+        LEAST + 'store = {url = "postgresql://app:a/hunter2@db/x"}\n',
+        LEAST + 'store = {url = "postgresql://app:a hunter2@db/x"}\n',
+        LEAST + 'store = {url = "postgresql:///x?password=hunter2"}\n',
+        LEAST + 'store = {url = "mysql:///x?password=hunter2"}\n',
         'topics = ["orders"]\nbrokers = "kafka://app:hunter2@b:1"\nhandler = {target = "a:b"}',
         LEAST + SASL % "hunter2" + 'ssl.key.pem = "hunter2"\nsecurity = "hunter2"',
         LEAST + (SASL % "hunter2").replace("SASL_PLAINTEXT", "SSL") + 'ssl.key.pem = "hunter2"',
@@ -362,9 +390,64 @@ def test_brokers_that_are_fine(brokers: str, write: Write) -> None:
     assert write(LEAST, {"brokers": brokers}).settings.brokers == brokers
 
 
-@pytest.mark.parametrize("url", ["", "memory://", "sqlite:///o.db", "sqlite:////var/lib/o.db?timeout=3"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "memory://",
+        "sqlite:///o.db",
+        "sqlite:////var/lib/o.db?timeout=3",
+        "postgresql://db/offsets",
+        "postgresql://app:p%40ss@[::1]:5432/offsets?sslmode=require",
+        "postgresql+psycopg:///offsets?host=/run/postgresql",
+    ],
+)
 def test_stores_that_are_fine(url: str, write: Write) -> None:
     assert write(LEAST, {"store.url": url}).settings.store.url == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "earliest",
+        "latest",
+        "offset:0",
+        "offset:999999999999999999",
+        "timestamp:2026-01-31T12:00:00Z",
+        "timestamp:2026-01-31T12:00:00.123+01:00",
+        "timestamp:1970-01-01T01:00+01:00",
+        "timestamp:20260131T120000Z",
+    ],
+)
+def test_starts_that_are_fine(text: str, write: Write) -> None:
+    assert write(LEAST, {"start_from": text}).settings.start_from == text
+
+
+@pytest.mark.parametrize("strategy", list(CommitStrategy))
+@pytest.mark.parametrize("ordering", list(Ordering))
+def test_strategies_and_orderings_that_are_fine(strategy: CommitStrategy, ordering: Ordering, write: Write) -> None:
+    overrides = {
+        "commit_strategy": strategy.value,
+        "handler.ordering": ordering.value,
+        "handler.processes": "1024" if ordering is Ordering.PARTITION else "240",
+        "handler.threads": "1" if strategy is CommitStrategy.ON_CHECKPOINT else "8",
+        "store.url": "" if strategy is CommitStrategy.ON_CHECKPOINT else "memory://",
+    }
+    settings = write(LEAST, overrides).settings
+    assert (settings.commit_strategy, settings.handler.ordering) == (strategy, ordering)
+
+
+def test_one_process_for_each_of_too_many_cores(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cores(_: int) -> set[int]:
+        return set(range(256))
+
+    monkeypatch.setattr(os, "sched_getaffinity", cores)
+    assert write.problems(LEAST + "handler.ordering = 'key'") == [
+        "handler.processes: unset, and 256, one for each core, is above 240, the most with ordering 'key'"
+    ]
+    write(LEAST)
+    write(LEAST + "handler.ordering = 'key'\nhandler.processes = 240")
 
 
 @pytest.mark.parametrize(
