@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kafkasrcd.message import Message
-from kafkasrcd.settings import HandlerSettings, OnFailure, Settings
+from kafkasrcd.settings import CommitStrategy, HandlerSettings, OnFailure, Ordering, Settings
 from kafkasrcd.storage.offset_store import WHOLE
 from kafkasrcd.workers import concurrent_runner, sync_runner
 from kafkasrcd.workers.control import Bind, ControlChannel, ControlMessage, Exit, Unbind
 from kafkasrcd.workers.frame import Columns, encode_frame
 from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.handler_target import HandlerTarget, HandlerTargets
+from kafkasrcd.workers.manual_commits import ManualCommits
 from kafkasrcd.workers.partition_memory import POSITION, PartitionMemory
 from kafkasrcd.workers.payload import payload_decoder
 from kafkasrcd.workers.ring import FAILURES, HANDLED, HEAD, PAGE, PROCESSED, SKIPPED, TAIL, RingWriter
@@ -47,12 +48,24 @@ def settings_of(
     backoff_max_ms: int = 10_000,
     batch: int = 500,
     wait_ms: int = 0,
+    strategy: CommitStrategy = CommitStrategy.PERIODIC,
+    ordering: Ordering = Ordering.PARTITION,
+    concurrency: int = 100,
+    threads: int = 1,
 ) -> Settings:
     return Settings(
         max_retries=max_retries,
         retry_backoff_ms=backoff_ms,
         retry_backoff_max_ms=backoff_max_ms,
-        handler=HandlerSettings(on_failure=on_failure, batch_max_messages=batch, batch_max_wait_ms=wait_ms),
+        commit_strategy=strategy,
+        handler=HandlerSettings(
+            on_failure=on_failure,
+            batch_max_messages=batch,
+            batch_max_wait_ms=wait_ms,
+            ordering=ordering,
+            concurrency=concurrency,
+            threads=threads,
+        ),
     )
 
 
@@ -154,8 +167,10 @@ class Rig:
         """The runner itself, in this thread; returns when it is told to end."""
         targets = HandlerTargets({}, target or self.target())
         bindings = HandlerBindings(self.settings, targets, self.channel, self.bell)
+        if self.settings.commit_strategy is CommitStrategy.MANUAL:
+            bindings.commits = ManualCommits(self.bell)
         try:
-            if self.kind.is_async:
+            if self.kind.is_async or self.settings.handler.threads > 1:
                 asyncio.run(concurrent_runner.run(bindings, self.settings))
             else:
                 sync_runner.run(bindings)
@@ -218,6 +233,11 @@ class Rig:
         """Records of ``offsets``, whose value is their number in JSON; ``at_N`` gives another for offset N."""
         values = [others.get(f"at_{offset}", json_of(offset)) for offset in offsets]
         self.publish(partition, Columns(offsets, [1_000] * len(values), values))
+
+    def publish_keys(self, partition: Partition, first: int, keys: Sequence[bytes | None]) -> None:
+        """Records from offset ``first`` on, with these keys."""
+        offsets = range(first, first + len(keys))
+        self.publish(partition, Columns(offsets, [1_000] * len(keys), list(map(json_of, offsets)), keys))
 
     # ---- the test ----------------------------------------------------------------------------------------------------
 
