@@ -71,8 +71,8 @@ def test_a_few_keys_are_much_busier_than_the_rest() -> None:
 
 def test_of_the_keys_of_handlers_that_wait_none_is_busy() -> None:
     keys = [key for key, _ in order_records(100_000, draw_user=zipf())]
-    assert 100 < keys.count(b"user-0") < 230
-    assert keys.count(b"user-0") > 2 * keys.count(b"user-9")
+    assert 25 < keys.count(b"user-0") < 90
+    assert keys.count(b"user-0") > keys.count(b"user-99")
 
 
 def test_figures_are_derived_from_what_was_measured() -> None:

@@ -38,7 +38,7 @@ if console.width < TABLE_WIDTH:
     "--spin-messages", default=50_000, show_default=True, help=f"Records for the rows with {SPIN_US} µs each."
 )
 @click.option(
-    "--waiting-messages", default=100_000, show_default=True, help=f"Records for the rows that wait {WAIT_MS} ms each."
+    "--waiting-messages", default=200_000, show_default=True, help=f"Records for the rows that wait {WAIT_MS} ms each."
 )
 @click.option(
     "--effect-messages", default=200_000, show_default=True, help="Records for the rows with effects in a database."

@@ -17,10 +17,10 @@ _STATUSES = ("created", "paid", "packed", "shipped", "returned")
 _COUNTRIES = ("DE", "FR", "US", "JP", "BR")
 
 
-ZIPF_KEYS = 100_000
+ZIPF_KEYS = 1_000_000
 ZIPF_EXPONENT = 0.5
-"""The busiest key has 0.16 % of the records. Where they wait 10 ms each, one after the other, it alone allows 63,000
-messages/s, which no row reaches. Of 10,000 keys it would be 20,000, and the row would measure that."""
+"""The busiest key has 0.05 % of the records. Where they wait 10 ms each, one after the other, it alone allows 200,000
+messages/s, which no row comes near. Of 10,000 keys it would be 20,000, and the rows would measure that."""
 
 DrawUser = Callable[[random.Random], int]
 
