@@ -4,19 +4,30 @@ The authority is Kafka, whose committed offset operators see and move; with ``on
 offset is in one transaction with the handlers' effects, and Kafka's only follows it.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException
 
 from kafkasrcd.daemon.kafka_offsets import Committed, committed_offsets, offsets_at
 from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.reached import beyond
+from kafkasrcd.daemon.topic_patterns import subscribes
+from kafkasrcd.errors import GroupError
 from kafkasrcd.settings import AutoOffsetReset, CommitStrategy, Settings
 from kafkasrcd.storage.offset_store import Claim, Layer, Layout, OffsetStore, TopicPartition
 from kafkasrcd.workers.event_log import EventLog
+
+_ANSWER_SECONDS: Final = 10.0
+"""For the list of topics: many times what a slow broker takes."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_WHATEVER_WAS_BEFORE: Final = (AutoOffsetReset.EARLIEST.value, AutoOffsetReset.ERROR.value)
+"""The policies to which a partition that was added is like any other."""
 
 
 class StartPoint(msgspec.Struct, frozen=True):
@@ -43,14 +54,42 @@ class StartPoint(msgspec.Struct, frozen=True):
         return tuple(layer for layer in self.layers if layer.layout != layout)
 
 
+class _Before(msgspec.Struct, frozen=True):
+    """What there was when this daemon started: of each topic, how many partitions; which of them had an offset."""
+
+    partitions: dict[str, int]
+    committed: frozenset[TopicPartition] = frozenset()
+
+    def had(self, name: TopicPartition) -> bool:
+        """Whether the group started with this partition, or may have.
+
+        Partitions are numbered in the order in which they are added, and where a group starts with a topic, it records
+        all of its partitions at once: one without an offset, behind none without, came later.
+        """
+        if name.partition >= self.partitions.get(name.topic, 0):
+            return False
+        earlier = (TopicPartition(name.topic, number) for number in range(name.partition))
+        return name.partition == 0 or not all(each in self.committed for each in earlier)
+
+
 class StartPoints:
-    """Blocks: used on the recorder's thread."""
+    """Blocks: used on the recorder's thread, but for ``look_around``."""
 
     def __init__(self, settings: Settings, layout: Layout) -> None:
         self._settings = settings
         self._layout = layout
         self._store_decides = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
+        self._policy = settings.start_from or settings.auto_offset_reset.value
+        self._before: Future[_Before] | None = None
         self._log = EventLog("start")
+
+    def look_around(self, kafka: Membership) -> None:
+        """Before the group is joined: ask what there is by then. Does not block.
+
+        Before, so that what other members record in the same first generation is not taken for what there was.
+        """
+        if self._policy not in _WHATEVER_WAS_BEFORE:
+            self._before = kafka.call(self._look)
 
     def find(
         self,
@@ -64,6 +103,8 @@ class StartPoints:
 
         Raises StoreError or GroupError where that cannot be found out now.
         """
+        if self._before is None and self._policy not in _WHATEVER_WAS_BEFORE:
+            self._before = kafka.call(_count)  # by now members may have recorded something: of that nothing follows
         unmoved = [name for name in claims if name not in moved]
         committed = kafka.call(lambda consumer: committed_offsets(consumer, unmoved)).result() if unmoved else {}
         found: dict[TopicPartition, StartPoint] = {}
@@ -73,7 +114,7 @@ class StartPoints:
                 found[name] = point
         missing = [name for name in claims if name not in found]
         if missing:
-            offsets = kafka.call(lambda consumer: self._by_policy(consumer, missing)).result()
+            offsets = self._first_offsets(missing, kafka)
             for name in missing:
                 epoch = claims[name].assignment_epoch
                 found[name] = (
@@ -125,18 +166,60 @@ class StartPoints:
             offset=point.next_offset,
         )  # fmt: skip
 
-    def _by_policy(self, consumer: Any, names: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """For partitions that nobody has an offset of."""
-        text = self._settings.start_from or self._settings.auto_offset_reset.value
-        if text == AutoOffsetReset.ERROR:
+    def _first_offsets(self, names: Sequence[TopicPartition], kafka: Membership) -> dict[TopicPartition, int]:
+        """For partitions that nobody has an offset of: by ``start_from``, which says where in a topic the group
+        starts. One that was added since belongs to it from its first record on, whatever that says."""
+        if self._policy == AutoOffsetReset.ERROR:
             return {}
-        kind, _, value = text.partition(":")
+        if self._policy in _WHATEVER_WAS_BEFORE:
+            return kafka.call(lambda consumer: self._by_policy(consumer, names)).result()
+        before = self._what_was_before(kafka)
+        added = [name for name in names if not before.had(name)]
+        others = [name for name in names if before.had(name)]
+        offsets: dict[TopicPartition, int] = {}
+        if added:
+            offsets |= kafka.call(lambda consumer: offsets_at(consumer, added, OFFSET_BEGINNING)).result()
+        if others:
+            offsets |= kafka.call(lambda consumer: self._by_policy(consumer, others)).result()
+        for name in added:
+            self._log.info(
+                "partition_added",
+                f"{name} came after the group had started: it is read from its beginning, {offsets[name]}",
+                topic=name.topic,
+                partition=name.partition,
+                offset=offsets[name],
+            )
+        return offsets
+
+    def _by_policy(self, consumer: Consumer, names: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        kind, _, value = self._policy.partition(":")
         if kind == "offset":
             return dict.fromkeys(names, int(value))
         if kind == "timestamp":
-            at_ms = int(datetime.fromisoformat(value).timestamp() * 1000)
-            return offsets_at(consumer, names, at_ms)
-        return offsets_at(consumer, names, OFFSET_BEGINNING if text == AutoOffsetReset.EARLIEST else OFFSET_END)
+            since = datetime.fromisoformat(value) - _EPOCH
+            return offsets_at(consumer, names, -(-since // _MILLISECOND))  # rounded up: nothing older
+        return offsets_at(consumer, names, OFFSET_BEGINNING if kind == AutoOffsetReset.EARLIEST else OFFSET_END)
+
+    def _what_was_before(self, kafka: Membership) -> _Before:
+        if self._before is None:
+            self._before = kafka.call(_count)
+        try:
+            return self._before.result()
+        except GroupError:
+            self._before = None  # it is asked again with the next claim
+            raise
+
+    def _look(self, consumer: Consumer) -> _Before:
+        before = _count(consumer)
+        names = [
+            TopicPartition(topic, number)
+            for topic, partitions in before.partitions.items()
+            if any(subscribes(each, topic, self._settings.supervisor.group_protocol) for each in self._settings.topics)
+            if partitions < sys.maxsize
+            for number in range(partitions)
+        ]
+        committed = frozenset(committed_offsets(consumer, names)) if names else frozenset[TopicPartition]()
+        return _Before(before.partitions, committed)
 
     def _correct_store(
         self, claims: Mapping[TopicPartition, Claim], found: Mapping[TopicPartition, StartPoint], store: OffsetStore
@@ -151,3 +234,13 @@ class StartPoints:
         if corrections:
             for refusal in store.restart(corrections, self._layout).values():
                 raise refusal
+
+
+def _count(consumer: Consumer) -> _Before:
+    try:
+        topics = consumer.list_topics(timeout=_ANSWER_SECONDS).topics
+    except KafkaException as exception:
+        raise GroupError(f"the topics cannot be listed: {exception.args[0].str()}") from exception
+    # Where the broker cannot say what a topic has, it may have had anything.
+    counts = {name: len(topic.partitions) if topic.error is None else sys.maxsize for name, topic in topics.items()}
+    return _Before(counts)
