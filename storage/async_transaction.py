@@ -1,7 +1,8 @@
 """A handler process's transaction for ``async def`` handlers: as ``transaction``, awaited."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,7 +15,6 @@ from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.transaction import (
     ROLL_BACK_TO,
     SAVEPOINT,
-    CommitUnknown,
     Effects,
     Kind,
     TransactionEnded,
@@ -37,20 +37,22 @@ class AsyncEffectsTransaction:
             poolclass=NullPool,
             pool_reset_on_return=None,
         )
+        effects.watch(self._engine.sync_engine)
         self._connection: AsyncConnection | None = None
         self.active = False
         """Whether a transaction has begun."""
         self._in_savepoint = False
+        self._lost_calls = False
+        """Whether calls that were made are undone of which nobody has been told."""
+        self._letting_go: asyncio.Future[None] | None = None
 
     async def call(self, function: Callable[[Any, Any], Awaitable[object]], argument: object, kind: Kind) -> object:
         """As ``EffectsTransaction.call``."""
         connection = await self._begun()
-        try:
+        async with self._ours():
             for statement in self._effects.next_savepoint if self._in_savepoint else (SAVEPOINT,):
                 await connection.exec_driver_sql(statement)
             self._in_savepoint = True
-        except SQLAlchemyError as error:
-            raise await self._gone(self._effects.explain(error)) from error
         try:
             if kind == "connection":
                 returned = await function(argument, connection)
@@ -61,54 +63,45 @@ class AsyncEffectsTransaction:
                     returned = await function(argument, session)
                     await session.commit()
             self._effects.check_after(_plain(connection))
-        except Exception as error:
-            await self._undo_call(connection, error)
+        except BaseException as error:
+            if _is_cancelled() or not isinstance(error, (Exception, asyncio.CancelledError)):
+                await self._cancelled()
+                raise
+            await self._undo_call(connection, error)  # also where what it waited for was cancelled
             raise
-        except BaseException:
-            await self._drop()
-            raise
+        finally:
+            self._effects.errors.clear()
         return returned
 
     async def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
         """As ``EffectsTransaction.commit``."""
         connection = await self._begun()
-        try:
+        async with self._ours():
             refusals = await connection.run_sync(self._effects.rows.advance, advances)
-        except SQLAlchemyError as error:
-            raise await self._gone(self._effects.explain(error)) from error
         if refusals:
             await self.rollback()
             return refusals
-        try:
+        async with self._ours(self._effects.explain_commit):
             await connection.exec_driver_sql("COMMIT")
-        except SQLAlchemyError as error:
-            explained = self._effects.explain(error)
-            if self._effects.is_sqlite:
-                raise await self._gone(explained) from error  # it says itself that it was not made
-            raise await self._gone(CommitUnknown(str(explained))) from error
         self._end(connection)
         return {}
 
     async def settle(self, advances: Sequence[Advance]) -> bool:
         """As ``EffectsTransaction.settle``."""
         connection = await self._begun()
-        try:
-            return await connection.run_sync(self._effects.rows.are_recorded, advances)
-        except SQLAlchemyError as error:
-            raise await self._gone(self._effects.explain(error)) from error
-        finally:
-            await self.rollback()
+        async with self._ours():
+            made = await connection.run_sync(self._effects.rows.are_recorded, advances)
+        await self.rollback()
+        return made
 
     async def rollback(self) -> None:
         """As ``EffectsTransaction.rollback``."""
         connection = self._connection
         if connection is None or not self.active:
             return
-        try:
-            await connection.exec_driver_sql("ROLLBACK")
-        except SQLAlchemyError:
-            await self._drop()
-        else:
+        with suppress(StoreUnavailable):
+            async with self._ours():
+                await connection.exec_driver_sql("ROLLBACK")
             self._end(connection)
 
     async def close(self) -> None:
@@ -116,34 +109,60 @@ class AsyncEffectsTransaction:
         await self._drop()
 
     async def _begun(self) -> AsyncConnection:
-        try:
+        if self._lost_calls:
+            self._lost_calls = False
+            raise StoreUnavailable(f"{self._effects.shown}: the transaction was given up, since a call was cancelled")
+        async with self._ours():
+            self._effects.check_place()
             if self._connection is None:
                 self._connection = await self._engine.connect()
                 take_over(self._engine.sync_engine.dialect)
+            connection = self._connection
             if not self.active:
                 for statement in self._effects.begin:
-                    await self._connection.exec_driver_sql(statement)
+                    await connection.exec_driver_sql(statement)
+                self._effects.ended = False
                 self.active = True
-        except SQLAlchemyError as error:
-            raise await self._gone(self._effects.explain(error)) from error
-        return self._connection
+        self._effects.errors.clear()
+        return connection
 
-    async def _undo_call(self, connection: AsyncConnection, error: Exception) -> None:
+    @asynccontextmanager
+    async def _ours(self, explain: Callable[[SQLAlchemyError], StoreUnavailable] | None = None) -> AsyncIterator[None]:
+        """Around statements of ours: whatever ends one early, an error or a cancellation, ends the transaction.
+
+        A statement that nobody waits for any more may still be carried out: BEGIN IMMEDIATE, and then nobody would give
+        back SQLite's write lock.
+        """
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise await self._gone((explain or self._effects.explain)(error)) from error
+        except StoreUnavailable:
+            await self._drop()
+            raise
+        except BaseException:
+            await self._cancelled()
+            raise
+
+    async def _cancelled(self) -> None:
+        self._lost_calls = self._lost_calls or self.active
+        await self._drop()
+
+    async def _undo_call(self, connection: AsyncConnection, error: BaseException) -> None:
         """Roll back to the savepoint; raises instead of returning where the whole transaction is gone."""
         lost = self._effects.lost(error)
         if lost is not None:
             raise await self._gone(lost) from error
-        if isinstance(error, TransactionEnded):
+        if isinstance(error, (TransactionEnded, StoreUnavailable)):
             await self._drop()
             return
         forget_state(_plain(connection))
         if not self._effects.in_transaction(_plain(connection)):
+            ended = self._effects.why_ended(_plain(connection))
             await self._drop()
-            self._effects.check_after(_plain(connection))
-        try:
+            raise ended from error
+        async with self._ours():
             await connection.exec_driver_sql(ROLL_BACK_TO)
-        except SQLAlchemyError as second:
-            raise await self._gone(self._effects.explain(second)) from error
 
     async def _gone(self, error: StoreUnavailable) -> StoreUnavailable:
         """The transaction is lost, and the connection is not trusted any more."""
@@ -158,10 +177,21 @@ class AsyncEffectsTransaction:
         connection, self._connection = self._connection, None
         self.active = self._in_savepoint = False
         if connection is not None:
-            with suppress(Exception):
-                await connection.invalidate()
-            with suppress(Exception):
-                await connection.close()
+            # To its end, also where this task is cancelled once more. Kept, since a loop does not keep its tasks.
+            self._letting_go = asyncio.ensure_future(_let_go(connection))
+            await asyncio.shield(self._letting_go)
+
+
+async def _let_go(connection: AsyncConnection) -> None:
+    with suppress(Exception):
+        await connection.invalidate()
+    with suppress(Exception):
+        await connection.close()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _plain(connection: AsyncConnection) -> Connection:

@@ -7,6 +7,8 @@ import msgspec
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.offset_store import (
+    HISTORY_KEPT_MS,
+    HISTORY_STEP_MS,
     WHOLE,
     Advance,
     Claim,
@@ -17,9 +19,6 @@ from kafkasrcd.storage.offset_store import (
     TopicPartition,
 )
 from kafkasrcd.storage.refusals import refusal
-
-_HISTORY_ENTRIES = 1_440
-"""A day of minutes."""
 
 
 class _Row(msgspec.Struct):
@@ -97,15 +96,16 @@ class MemoryOffsetStore(OffsetStore):
         for advance in asked.values():
             name = advance.topic_partition
             row = self._rows.get(name)
-            slots = None if row is None else row.layouts.get(advance.layout)
-            before = None if slots is None else slots[advance.slot]
+            slots = [] if row is None else row.layouts.get(advance.layout, [])
+            has_slot = 0 <= advance.slot < len(slots)
+            before = slots[advance.slot] if has_slot else None
             if (
                 row is None
-                or slots is None
+                or not has_slot
                 or row.assignment_epoch != advance.assignment_epoch
                 or (before is not None and before > advance.next_offset)
             ):
-                refusals[name] = refusal(advance, self._stored(name, before))
+                refusals[name] = refusal(advance, self._stored(name, before), has_slot=has_slot)
             else:
                 slots[advance.slot] = advance.next_offset
                 row.updated_ms = self._now_ms()
@@ -116,14 +116,14 @@ class MemoryOffsetStore(OffsetStore):
         return [row for row in stored if row is not None]
 
     def remember(self, topic_partitions: Iterable[TopicPartition]) -> None:
-        at_ms = self._now_ms() // 60_000 * 60_000
+        at_ms = self._now_ms() // HISTORY_STEP_MS * HISTORY_STEP_MS
         for name in topic_partitions:
             row = self._rows.get(name)
             if row is not None and row.next_offset is not None:
-                entries = self._history.setdefault(name, {})
-                entries.setdefault(at_ms, row.next_offset)
-                while len(entries) > _HISTORY_ENTRIES:
-                    del entries[min(entries)]
+                self._history.setdefault(name, {}).setdefault(at_ms, row.next_offset)
+        for entries in self._history.values():
+            for old in [old_ms for old_ms in entries if old_ms < at_ms - HISTORY_KEPT_MS]:
+                del entries[old]
 
     def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
         return sorted(self._history.get(topic_partition, {}).items())

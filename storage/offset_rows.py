@@ -1,7 +1,6 @@
 """The offset store's statements, on a connection that is in a transaction: the store's own, or a handler's."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
 
 import msgspec
 from sqlalchemy import (
@@ -21,16 +20,21 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 from kafkasrcd.errors import StoreError
-from kafkasrcd.storage.offset_store import Advance, Claim, Layer, Layout, StoredOffset, TopicPartition
+from kafkasrcd.storage.offset_store import (
+    HISTORY_KEPT_MS,
+    HISTORY_STEP_MS,
+    Advance,
+    Claim,
+    Layer,
+    Layout,
+    StoredOffset,
+    TopicPartition,
+)
 from kafkasrcd.storage.refusals import refusal
 from kafkasrcd.storage.schema import offset_history, offsets
-
-HISTORY_STEP_MS: Final = 60_000
-"""One entry a minute and partition, however many hosts write it down."""
-HISTORY_KEPT_MS: Final = 24 * 3_600_000
 
 _Key = tuple[TopicPartition, Layout, int]
 _Names = Iterable[TopicPartition]
@@ -93,6 +97,11 @@ def _advance_postgresql() -> Update:
 
 
 _ADVANCE_POSTGRESQL = _advance_postgresql()
+# Two hosts may write down the same minute at once.
+_REMEMBER = {
+    "postgresql": postgresql.insert(offset_history).on_conflict_do_nothing(),
+    "sqlite": sqlite.insert(offset_history).on_conflict_do_nothing(),
+}
 
 
 class _Stored(msgspec.Struct):
@@ -153,22 +162,8 @@ class OffsetRows:
                 behind.append({**self._of(name, layout), "new_offset": resume, "now_ms": now_ms})
             told = {layer.layout for layer in telling}
             useless += [self._of(name, other) for other in layouts if other != layout and other not in told]
-            missing += [
-                {
-                    "group_id": self._group_id,
-                    "topic": name.topic,
-                    "partition": name.partition,
-                    "ordering": layout.ordering,
-                    "slots": layout.slots,
-                    "handler_slot": slot,
-                    "next_offset": resume,
-                    "assignment_epoch": epoch,
-                    "owner": owner,
-                    "updated_ms": now_ms,
-                }
-                for slot in range(layout.slots)
-                if slot not in layouts.get(layout, {})
-            ]
+            as_claimed = StoredOffset(name, epoch, resume, owner, now_ms)
+            missing += self._slots(as_claimed, layout, layouts.get(layout, {}))
         # Slots of an earlier time with this layout catch up, before what said that they may is dropped.
         changes = ((_TAKE, takes), (insert(offsets), missing), (_CATCH_UP, behind), (_DROP_LAYOUT, useless))
         for statement, rows in changes:
@@ -183,16 +178,21 @@ class OffsetRows:
         asked = {name: Advance(name, *start, layout=layout) for name, start in starts.items()}
         before = self._read(connection, asked, lock=True)
         refusals: dict[TopicPartition, StoreError] = {}
+        now_ms = self._now_ms()
         rows: list[dict[str, object]] = []
+        missing: list[dict[str, object]] = []
         for name, start in asked.items():
             stored = before.get(name)
             if stored is None or stored.assignment_epoch != start.assignment_epoch:
                 refusals[name] = refusal(start, _as_stored(name, stored))
             else:
-                rows.append({**self._of(name, layout), "new_offset": start.next_offset, "now_ms": self._now_ms()})
-        if rows:
-            connection.execute(_RESTART, rows)
-            connection.execute(_DROP_OTHERS, rows)
+                rows.append({**self._of(name, layout), "new_offset": start.next_offset, "now_ms": now_ms})
+                as_started = StoredOffset(name, start.assignment_epoch, start.next_offset, stored.owner, now_ms)
+                # Also of another layout than the claimed one: without a row the epoch would be forgotten.
+                missing += self._slots(as_started, layout, stored.layouts.get(layout, {}))
+        for statement, of_statement in ((_RESTART, rows), (insert(offsets), missing), (_DROP_OTHERS, rows)):
+            if of_statement:
+                connection.execute(statement, of_statement)
         return refusals
 
     def advance(self, connection: Connection, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
@@ -219,13 +219,13 @@ class OffsetRows:
             return {}
         # Some matched no row. Which ones shows in the rows as they are now: what was recorded reads as asked.
         stored = self._read(connection, {each.topic_partition for each in ordered})
-        return {
-            each.topic_partition: refusal(
-                each, _as_stored(each.topic_partition, stored.get(each.topic_partition), each)
-            )
-            for each in ordered
-            if not _is_recorded(each, stored.get(each.topic_partition))
-        }
+        refusals: dict[TopicPartition, StoreError] = {}
+        for each in ordered:
+            name = each.topic_partition
+            found = stored.get(name)
+            if not _is_recorded(each, found):
+                refusals[name] = refusal(each, _as_stored(name, found, each), has_slot=_has_slot(each, found))
+        return refusals
 
     def are_recorded(self, connection: Connection, advances: Iterable[Advance]) -> bool:
         """Whether a transaction that advanced so has been committed; waits for one that is still being committed.
@@ -246,30 +246,24 @@ class OffsetRows:
         """As ``OffsetStore.remember``."""
         found = self._read(connection, names)
         at_ms = self._now_ms() // HISTORY_STEP_MS * HISTORY_STEP_MS
-        wanted = {name: stored.next_offset for name, stored in found.items() if stored.next_offset is not None}
-        of_group = offset_history.c.group_id == self._group_id
-        there = {
-            TopicPartition(topic, partition)
-            for topic, partition in connection.execute(
-                select(offset_history.c.topic, offset_history.c.partition).where(
-                    of_group, offset_history.c.at_ms == at_ms
-                )
-            )
-        }
-        rows = [
+        rows: list[dict[str, object]] = [
             {
                 "group_id": self._group_id,
                 "topic": name.topic,
                 "partition": name.partition,
                 "at_ms": at_ms,
-                "next_offset": next_offset,
+                "next_offset": stored.next_offset,
             }
-            for name, next_offset in wanted.items()
-            if name not in there
+            for name, stored in sorted(found.items())
+            if stored.next_offset is not None
         ]
         if rows:
-            connection.execute(insert(offset_history), rows)
-        connection.execute(delete(offset_history).where(of_group, offset_history.c.at_ms < at_ms - HISTORY_KEPT_MS))
+            connection.execute(_REMEMBER[connection.dialect.name], rows)
+        connection.execute(
+            delete(offset_history).where(
+                offset_history.c.group_id == self._group_id, offset_history.c.at_ms < at_ms - HISTORY_KEPT_MS
+            )
+        )
 
     def history(self, connection: Connection, name: TopicPartition) -> list[tuple[int, int]]:
         """As ``OffsetStore.history``."""
@@ -297,6 +291,25 @@ class OffsetRows:
             "all_next_offset": [each.next_offset for each in advances],
         }
         return connection.execute(_ADVANCE_POSTGRESQL, parameters).rowcount
+
+    def _slots(self, stored: StoredOffset, layout: Layout, there: Mapping[int, int | None]) -> list[dict[str, object]]:
+        """The rows of ``layout`` that are not ``there``, each of which begins as ``stored``."""
+        return [
+            {
+                "group_id": self._group_id,
+                "topic": stored.topic_partition.topic,
+                "partition": stored.topic_partition.partition,
+                "ordering": layout.ordering,
+                "slots": layout.slots,
+                "handler_slot": slot,
+                "next_offset": stored.next_offset,
+                "assignment_epoch": stored.assignment_epoch,
+                "owner": stored.owner,
+                "updated_ms": stored.updated_ms,
+            }
+            for slot in range(layout.slots)
+            if slot not in there
+        ]
 
     def _of(self, name: TopicPartition, layout: Layout | None = None) -> dict[str, object]:
         of_partition = {"its_group": self._group_id, "its_topic": name.topic, "its_partition": name.partition}
@@ -353,6 +366,10 @@ def _key(advance: Advance) -> _Key:
 
 def _of_slot(asked: Advance, stored: _Stored | None) -> int | None:
     return None if stored is None else stored.layouts.get(asked.layout, {}).get(asked.slot)
+
+
+def _has_slot(asked: Advance, stored: _Stored | None) -> bool:
+    return stored is not None and asked.slot in stored.layouts.get(asked.layout, {})
 
 
 def _is_recorded(asked: Advance, stored: _Stored | None) -> bool:

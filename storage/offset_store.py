@@ -1,13 +1,15 @@
 """The interface of the offset store, and what each implementation must hold to.
 
 Called from the supervisor's recorder thread only; every call may block, up to the store's own timeout. Each raises
-``StoreUnavailable`` where the store cannot be reached or written now: then nothing of that call was recorded.
+``StoreUnavailable`` where the store cannot be reached or written now: then nothing of that call was recorded, or, where
+a server was lost amid a commit, all of it. To make the call again is right after either.
 
 ``next_offset`` is the next offset after the contiguous processed prefix: the record to read next.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -36,6 +38,10 @@ class Layout(msgspec.Struct, frozen=True, order=True):
 
 WHOLE = Layout("partition", 1)
 """One slot has all of a partition."""
+
+HISTORY_STEP_MS: Final = 60_000
+"""One entry a minute and partition, however many hosts write it down."""
+HISTORY_KEPT_MS: Final = 24 * 3_600_000
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -116,7 +122,8 @@ class OffsetStore(ABC):
         Returns the refusals, ``StaleAssignment`` or ``OffsetWentBackwards`` by partition; the others are recorded.
         An advance to the recorded offset is accepted. Where several name one slot, the last one counts: it says all
         that those before it said. Where one slot of several is refused, its partition is among the refusals. After a
-        power cut, not after anything less, the last advances may be missing.
+        power cut, not after anything less, the last advances may be missing. A slot that the partition was not claimed
+        with is ``StaleAssignment``.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
@@ -15,10 +15,20 @@ from kafkasrcd.storage.sql_store import Database
 _OLDEST: Final = 140_000
 """PostgreSQL 14."""
 _CONNECT_SECONDS: Final = 5
+_UNANSWERED_MS: Final = 25_000
+"""As long as the keepalives below take to give up: none are sent while what was sent is not acknowledged, and then the
+kernel would wait for a quarter of an hour."""
 _IDLE_SECONDS: Final = 10
 """A store's transaction is some statements without a pause: one that a frozen host left open ends, and its locks."""
 _SCHEMA_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtext('kafkasrcd schema'))")
 _CLAIM_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtext('kafkasrcd claim'), hashtext(:group_id))")
+
+_DURABLE: Final = (
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
+"""Whatever more than ``on`` the database asks for stays."""
+_UNDEFINED_TABLE: Final = "42P01"
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 
 _NEEDS_A_PERSON: Final = {
     "28000": "refuses this user; check pg_hba.conf and the user in store.url",
@@ -33,7 +43,7 @@ _MAY_PASS: Final = {
     "53100": "has a full disk; free space there",
     "53200": "is out of memory",
     "53300": "has no connection left; raise max_connections, or run fewer processes",
-    "55P03": "kept us waiting for a lock; see pg_locks for what holds it",
+    _LOCK_NOT_AVAILABLE: "kept us waiting for a lock; see pg_locks for what holds it",
     "57P01": "was shut down",
     "57P02": "crashed",
     "57P03": "is starting or stopping",
@@ -47,7 +57,7 @@ def postgresql_url(url: str) -> URL:
     """``postgresql://…`` with the driver named. Raises ConfigurationError for anything else, and without psycopg."""
     try:
         parts = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ConfigurationError(
             "store.url is not a URL; it looks like postgresql://user@host/database"
         ) from None  # the error would quote it, with its password
@@ -82,17 +92,14 @@ def connect_arguments(url: URL, busy_timeout_ms: int, idle_seconds: float) -> di
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        "tcp_user_timeout": _UNANSWERED_MS,
     }
     return {**{name: value for name, value in arguments.items() if name not in url.query}, "options": options.strip()}
 
 
 def explanation(url: URL, error: DBAPIError, *, at_start: bool = False) -> KafkasrcdError | None:
     """``error`` in our words, where it is about the database and not about a statement; else None."""
-    state = getattr(error.orig, "sqlstate", None)
-    reason = str(error.orig).strip().splitlines()
-    said = reason[0] if reason else type(error.orig).__name__
-    if state is None:
-        state = _state_in(str(error.orig))
+    state, said = _state(error), _said(error)
     if state in _NEEDS_A_PERSON:
         kind = ConfigurationError if at_start else StoreUnavailable
         return kind(f"{shown(url)} {_NEEDS_A_PERSON[state]} ({said})")
@@ -105,6 +112,16 @@ def explanation(url: URL, error: DBAPIError, *, at_start: bool = False) -> Kafka
     ):
         return StoreUnavailable(f"{shown(url)} cannot be reached ({said}); start it, or check store.url and network")
     return None
+
+
+def lost(url: URL, error: DBAPIError) -> StoreUnavailable | None:
+    """``error`` of a handler's statement in our words, where its transaction cannot go on; else None.
+
+    A table that may not be used, a lock that was not to be had: that is of one statement, and a savepoint undoes it.
+    """
+    state = _state(error)
+    explained = None if state in _NEEDS_A_PERSON or state == _LOCK_NOT_AVAILABLE else explanation(url, error)
+    return explained if isinstance(explained, StoreUnavailable) else None
 
 
 class PostgresqlDatabase(Database):
@@ -122,6 +139,8 @@ class PostgresqlDatabase(Database):
             poolclass=QueuePool,
             pool_size=1,
             max_overflow=1,
+            pool_pre_ping=True,  # a connection that was cut while nothing was to be done is not the store's absence
+            isolation_level="READ COMMITTED",  # whatever the database's own: a claim reads what it has waited for
             connect_args=connect_arguments(self._url, busy_timeout_ms, _IDLE_SECONDS),
         )
         try:
@@ -136,8 +155,7 @@ class PostgresqlDatabase(Database):
     @contextmanager
     def writing(self, *, durable: bool) -> Iterator[Connection]:
         with self._explained(), self._engine.begin() as connection:
-            if not durable:
-                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            connection.exec_driver_sql(_DURABLE if durable else "SET LOCAL synchronous_commit = off")
             yield connection
 
     @contextmanager
@@ -154,6 +172,14 @@ class PostgresqlDatabase(Database):
     def close(self) -> None:
         self._engine.dispose()
 
+    def _unexpected(self, error: DBAPIError) -> StoreUnavailable | None:
+        """Of a statement of the store's own, which are known to be right: then the database is not as it should be."""
+        if _state(error) == _UNDEFINED_TABLE:
+            return StoreUnavailable(f"{shown(self._url)} has lost its tables: restart kafkasrcd ({_said(error)})")
+        if isinstance(error, (OperationalError, InternalError, InterfaceError)):
+            return StoreUnavailable(f"{shown(self._url)} cannot be used now ({_said(error)})")
+        return None
+
     def _refuse_an_old_server(self, connection: Connection) -> None:
         version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
         if version < _OLDEST:
@@ -168,10 +194,22 @@ class PostgresqlDatabase(Database):
         except DBAPIError as error:
             explained = explanation(self._url, error, at_start=at_start)
             if explained is None:
+                explained = self._unexpected(error)
+            if explained is None:
                 raise  # ours to mend, not the operator's
             # Not kept: the next call meets none of this connection's state.
             self._engine.dispose()
             raise explained from error
+
+
+def _state(error: DBAPIError) -> str | None:
+    """PostgreSQL's SQLSTATE."""
+    return getattr(error.orig, "sqlstate", None) or _state_in(str(error.orig))
+
+
+def _said(error: DBAPIError) -> str:
+    reason = str(error.orig).strip().splitlines()
+    return reason[0] if reason else type(error.orig).__name__
 
 
 def _is_operational(error: DBAPIError) -> bool:
@@ -185,6 +223,7 @@ def _state_in(said: str) -> str | None:
         ("no password supplied", "28P01"),
         ("no pg_hba.conf entry", "28000"),
         ("Peer authentication failed", "28000"),
+        ('FATAL:  role "', "28000"),
         ("does not exist", "3D000"),
         ("too many clients", "53300"),
         ("remaining connection slots", "53300"),

@@ -4,8 +4,8 @@ from kafkasrcd.errors import OffsetWentBackwards, StaleAssignment, StoreError
 from kafkasrcd.storage.offset_store import Advance, StoredOffset
 
 
-def refusal(asked: Advance, stored: StoredOffset | None) -> StoreError:
-    """The error for ``asked``, which was not recorded because of ``stored``."""
+def refusal(asked: Advance, stored: StoredOffset | None, *, has_slot: bool = True) -> StoreError:
+    """The error for ``asked``, which was not recorded because of ``stored``, or because there is no such slot."""
     what = f"{asked.topic_partition}: next_offset {asked.next_offset} of assignment epoch {asked.assignment_epoch}"
     if stored is None:
         return StaleAssignment(
@@ -15,6 +15,11 @@ def refusal(asked: Advance, stored: StoredOffset | None) -> StoreError:
         return StaleAssignment(
             f"{what} is not recorded: {stored.owner} claimed the partition at assignment epoch "
             f"{stored.assignment_epoch}, where next_offset is {stored.next_offset}; stop this partition here"
+        )
+    if not has_slot:
+        return StaleAssignment(
+            f"{what} is not recorded: the partition was not claimed with slot {asked.slot} of {asked.layout.slots} by "
+            f"{asked.layout.ordering}; stop this partition here"
         )
     return OffsetWentBackwards(
         f"{what} is not recorded: its owner {stored.owner} already recorded next_offset {stored.next_offset} "

@@ -33,6 +33,11 @@ _MAY_PASS = {
     sqlite3.SQLITE_FULL: "has no room to grow; free space on its file system",
     sqlite3.SQLITE_IOERR: "had an input/output error; check its file system, quota and file size limit (ulimit -f)",
 }
+_ENDS_A_TRANSACTION = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM),
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
+}
+"""SQLite rolls all of it back by itself, or nothing more can be written."""
 _PASSING_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
 """Of creating the folder and the file."""
 
@@ -95,14 +100,14 @@ class SqliteDatabase(Database):
 
     def _open(self) -> tuple[int, int] | None:
         _create_file(self.path)
-        identity = _identity(self.path)
+        opened = identity(self.path)
         # First look, then touch: a database that is not ours keeps its journal mode.
         with self._transaction("BEGIN") as connection:
             found_revision(connection, str(self.path), shared=self._shared)
         self._turn_on_wal()
         with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
             ensure_schema(connection, str(self.path), shared=self._shared)
-        return identity
+        return opened
 
     def _turn_on_wal(self) -> None:
         """The mode is kept in the file. Changing it needs the file alone, and SQLite does not wait for that itself."""
@@ -112,7 +117,7 @@ class SqliteDatabase(Database):
                 with self._engine.connect() as connection:
                     mode = connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar_one()
             except DBAPIError as error:
-                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(WAL_RETRY_SECONDS)
                 continue
@@ -124,12 +129,7 @@ class SqliteDatabase(Database):
             return
 
     def _refuse_a_replaced_file(self) -> None:
-        """A deleted file can still be written through its open descriptor, and all that would be gone at the end."""
-        if _identity(self.path) != self._identity:
-            raise StoreUnavailable(
-                f"{self.path} was moved, deleted or replaced while in use: nothing is recorded until the same file is "
-                "back, or kafkasrcd is restarted"
-            )
+        refuse_a_replaced_file(self.path, self._identity)
 
     @contextmanager
     def _explained(self, at_start: bool = False) -> Iterator[None]:
@@ -141,33 +141,46 @@ class SqliteDatabase(Database):
         except DBAPIError as error:
             # Closed rather than kept: the next call opens the file anew and does not meet this connection's state.
             self._engine.dispose()
-            raise self._explanation(_code(error), str(error.orig), at_start) from error
+            raise explanation(self.path, self._busy_timeout_ms, error, at_start=at_start) from error
         except OSError as error:
             kind = ConfigurationError if at_start and error.errno not in _PASSING_ERRNOS else StoreUnavailable
             raise kind(f"{self.path} cannot be used ({error.strerror}); {_WRITABLE}") from error
 
-    def _explanation(self, code: int, text: str, at_start: bool) -> KafkasrcdError:
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return StoreUnavailable(
-                f"{self.path} was locked by another process for {self._busy_timeout_ms} ms ({text}); "
-                "find what holds it (fuser), or raise store.busy_timeout_ms"
-            )
-        cure = _MAY_PASS.get(code)
-        if cure is None:
-            cure = _NEEDS_A_PERSON.get(code, "cannot be used; see SQLite's words")
-            if at_start:
-                return ConfigurationError(f"{self.path} {cure} ({text})")
-        return StoreUnavailable(f"{self.path} {cure} ({text})")
+
+def explanation(path: Path, busy_timeout_ms: int, error: DBAPIError, *, at_start: bool = False) -> KafkasrcdError:
+    """``error`` in our words; a ConfigurationError only ``at_start``, else StoreUnavailable."""
+    code, text = primary_code(error), str(error.orig)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreUnavailable(
+            f"{path} was locked by another process for {busy_timeout_ms} ms ({text}); "
+            "find what holds it (fuser), or raise store.busy_timeout_ms"
+        )
+    cure = _MAY_PASS.get(code)
+    if cure is None:
+        cure = _NEEDS_A_PERSON.get(code, "cannot be used; see SQLite's words")
+        if at_start:
+            return ConfigurationError(f"{path} {cure} ({text})")
+    return StoreUnavailable(f"{path} {cure} ({text})")
+
+
+def lost(path: Path, busy_timeout_ms: int, error: DBAPIError) -> StoreUnavailable | None:
+    """``error`` of a handler's statement in our words, where its transaction cannot go on; else None."""
+    explained = explanation(path, busy_timeout_ms, error) if primary_code(error) in _ENDS_A_TRANSACTION else None
+    return explained if isinstance(explained, StoreUnavailable) else None
 
 
 def sqlite_path(url: str) -> Path:
     """The file of ``sqlite:///path``, absolute: the process may change its working directory later."""
     try:
         parts = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ConfigurationError(f"store.url {url!r} is not a URL; it looks like sqlite:////var/lib/x.db") from error
     if parts.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise ConfigurationError(f"store.url: {parts.drivername!r} is not supported; use sqlite:///path")
+    if parts.host:
+        raise ConfigurationError(
+            f"store.url {url!r} names a host ({parts.host}); an absolute path has four slashes: sqlite:////var/lib/x.db"
+        )
     if parts.query:
         raise ConfigurationError(f"store.url {url!r}: nothing may follow the path of the file")
     if parts.database in (None, "", ":memory:"):
@@ -187,7 +200,21 @@ def _create_file(path: Path) -> None:
         pass
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def refuse_a_replaced_file(path: Path, opened: tuple[int, int] | None) -> None:
+    """Raise StoreUnavailable where ``path`` is not what was ``opened``, or not there.
+
+    A deleted file can still be written through its open descriptor, and all that would be gone at the end.
+    """
+    found = identity(path)
+    if found is None or found != opened:
+        raise StoreUnavailable(
+            f"{path} was moved, deleted or replaced while in use: nothing is recorded until the same file is "
+            "back, or kafkasrcd is restarted"
+        )
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at ``path``; None where there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -195,6 +222,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _code(error: DBAPIError) -> int:
+def primary_code(error: DBAPIError) -> int:
     """SQLite's primary result code: the low byte of the extended one."""
     return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

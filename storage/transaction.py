@@ -5,18 +5,18 @@ The driver's connection is in autocommit, and BEGIN, SAVEPOINT and COMMIT are se
 or Session works as it does elsewhere.
 """
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
-from sqlalchemy import URL, Connection, Engine, create_engine
-from sqlalchemy.engine import Dialect
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from kafkasrcd.errors import HandlerError, StoreError, StoreUnavailable
+from kafkasrcd.errors import HandlerError, KafkasrcdError, StoreError, StoreUnavailable
 from kafkasrcd.storage import postgresql, sqlite
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.offset_rows import OffsetRows
@@ -27,16 +27,6 @@ Kind = Literal["connection", "session"]
 SAVEPOINT: Final = "SAVEPOINT kafkasrcd_call"
 RELEASE: Final = "RELEASE SAVEPOINT kafkasrcd_call"
 ROLL_BACK_TO: Final = "ROLLBACK TO SAVEPOINT kafkasrcd_call"
-
-_SQLITE_LOST: Final = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_NOMEM,
-}
 
 
 class CommitUnknown(StoreUnavailable):
@@ -53,9 +43,18 @@ class Effects:
 
     def __init__(self, url: str, group_id: str, busy_timeout_ms: int, idle_timeout_seconds: float) -> None:
         self.rows = OffsetRows(group_id, wall_clock_ms)
+        self.errors: list[DBAPIError] = []
+        """Those of our own connection since the call began. A handler may have others, whose errors end nothing here,
+        and may let none of ours through."""
+        self.ended = False
+        """Whether a statement has ended the transaction, also where another has begun one since."""
+        self._busy_timeout_ms = busy_timeout_ms
+        self._path: Path | None = None
+        self._identity: tuple[int, int] | None = None
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
-            self.url = URL.create("sqlite", database=str(sqlite.sqlite_path(url)))
+            self._path = sqlite.sqlite_path(url)
+            self.url = URL.create("sqlite", database=str(self._path))
             self.arguments: dict[str, Any] = {"timeout": busy_timeout_ms / 1000, "isolation_level": None}
         else:
             self.url = postgresql.postgresql_url(url)
@@ -71,10 +70,33 @@ class Effects:
         """For messages."""
         return str(self.url.database) if self.is_sqlite else postgresql.shown(self.url)
 
+    def watch(self, engine: Engine) -> None:
+        """Keep what its connection goes through in ``errors`` and ``ended``."""
+
+        def note(context: ExceptionContext) -> None:
+            if isinstance(context.sqlalchemy_exception, DBAPIError):
+                self.errors.append(context.sqlalchemy_exception)
+
+        def look(connection: Connection, *_: object) -> None:
+            self.ended = self.ended or not self._is_in_transaction(connection)
+
+        event.listen(engine, "handle_error", note)
+        event.listen(engine, "after_cursor_execute", look)
+
+    def check_place(self) -> None:
+        """Before each use: raises StoreUnavailable where SQLite's file is gone or another one.
+
+        SQLite would create an empty one, or write on into one that nobody can open any more.
+        """
+        if self._path is not None:
+            self._identity = self._identity or sqlite.identity(self._path)
+            sqlite.refuse_a_replaced_file(self._path, self._identity)
+
     def in_transaction(self, connection: Connection) -> bool:
         """Whether the driver is in a transaction that can go on; also where the handler has closed the connection."""
-        if connection.closed or connection.invalidated:
-            return False
+        return not (self.ended or connection.closed or connection.invalidated) and self._is_in_transaction(connection)
+
+    def _is_in_transaction(self, connection: Connection) -> bool:
         driver: Any = connection.connection.driver_connection
         if self.is_sqlite:
             # Of aiosqlite's connection, the property is the one of its own.
@@ -87,37 +109,66 @@ class Effects:
         return not self.is_sqlite and driver.info.transaction_status.name == "INERROR"
 
     def lost(self, error: BaseException) -> StoreUnavailable | None:
-        """``error``, or what it came from, in our words, where it ends the whole transaction; else None."""
+        """What a handler raised, or what that came from, in our words, where it ends the transaction; else None."""
         seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, DBAPIError):
-                return self._lost(seen)
+        passed: set[int] = set()
+        while seen is not None and id(seen) not in passed:
+            passed.add(id(seen))
+            if any(seen is ours for ours in self.errors):
+                lost = self._lost(seen)
+                if lost is not None:
+                    return lost
             seen = seen.__cause__ or seen.__context__
         return None
 
-    def _lost(self, error: DBAPIError) -> StoreUnavailable | None:
-        if not self.is_sqlite:
-            explained = postgresql.explanation(self.url, error)
-            return explained if isinstance(explained, StoreUnavailable) else None
-        code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code not in _SQLITE_LOST:
+    def _lost(self, error: BaseException) -> StoreUnavailable | None:
+        if not isinstance(error, DBAPIError):
             return None
-        return StoreUnavailable(f"{self.shown} cannot be written now ({error.orig})")
+        if self._path is None:
+            return postgresql.lost(self.url, error)
+        return sqlite.lost(self._path, self._busy_timeout_ms, error)
 
     def explain(self, error: SQLAlchemyError) -> StoreUnavailable:
         """An error of a statement of ours: whatever it is, nothing was committed."""
-        lost = self.lost(error)
-        return lost or StoreUnavailable(f"{self.shown}: {str(error).splitlines()[0]}")
+        explained: KafkasrcdError | None = self._lost(error)
+        if explained is None and not self.is_sqlite and isinstance(error, DBAPIError):
+            explained = postgresql.explanation(self.url, error)
+        if isinstance(explained, StoreUnavailable):
+            return explained
+        return StoreUnavailable(f"{self.shown}: {str(error).splitlines()[0]}")
+
+    def explain_commit(self, error: SQLAlchemyError) -> StoreUnavailable:
+        """An error of COMMIT: CommitUnknown where it may have been made all the same."""
+        explained = self.explain(error)
+        # SQLite says itself that it was not made; so does a server that goes on answering (a deferred constraint).
+        answered = (
+            isinstance(error, DBAPIError)
+            and not error.connection_invalidated
+            and getattr(error.orig, "sqlstate", None) is not None
+        )
+        return explained if self.is_sqlite or answered else CommitUnknown(str(explained))
+
+    def why_ended(self, connection: Connection) -> StoreUnavailable | TransactionEnded:
+        """Why a call's transaction is no more: lost, also where the handler swallowed that; else its own doing."""
+        for error in self.errors:
+            lost = self._lost(error)
+            if lost is not None:
+                return lost
+        if not self.is_sqlite and not connection.closed and not connection.invalidated:
+            driver: Any = connection.connection.driver_connection
+            if driver.broken:  # noticed below SQLAlchemy, by a handler that uses psycopg's own connection
+                return StoreUnavailable(f"{self.shown} cannot be reached: the connection was lost")
+        return TransactionEnded(
+            "the handler has ended the transaction it was given (a COMMIT or ROLLBACK sent as SQL, or a closed "
+            "connection): kafkasrcd commits, together with the offsets; what was committed so has no offsets with "
+            "it, and its records will be handled again"
+        )
 
     def check_after(self, connection: Connection) -> None:
-        """After a call that returned: raises TransactionEnded where the handler has ended the transaction, HandlerError
-        where what it did cannot be kept."""
+        """After a call that returned: raises as ``why_ended`` says where the transaction has ended, HandlerError where
+        what the handler did cannot be kept."""
         if not self.in_transaction(connection):
-            raise TransactionEnded(
-                "the handler has ended the transaction it was given (a COMMIT or ROLLBACK sent as SQL, or a closed "
-                "connection): kafkasrcd commits, together with the offsets; what was committed so has no offsets with "
-                "it, and its records will be handled again"
-            )
+            raise self.why_ended(connection)
         if self.is_aborted(connection):
             raise HandlerError(
                 "the handler has caught an error of the database and gone on: PostgreSQL has aborted what it did; let "
@@ -154,6 +205,7 @@ class EffectsTransaction:
         self._engine: Engine = create_engine(
             effects.url, connect_args=effects.arguments, poolclass=NullPool, pool_reset_on_return=None
         )
+        effects.watch(self._engine)
         self._connection: Connection | None = None
         self.active = False
         """Whether a transaction has begun."""
@@ -183,6 +235,8 @@ class EffectsTransaction:
         except BaseException as error:
             self._undo_call(connection, error)
             raise
+        finally:
+            self._effects.errors.clear()
         return returned
 
     def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
@@ -202,10 +256,7 @@ class EffectsTransaction:
         try:
             connection.exec_driver_sql("COMMIT")
         except SQLAlchemyError as error:
-            explained = self._effects.explain(error)
-            if self._effects.is_sqlite:
-                raise self._gone(explained) from error  # it says itself that it was not made
-            raise self._gone(CommitUnknown(str(explained))) from error
+            raise self._gone(self._effects.explain_commit(error)) from error
         self._end(connection)
         return {}
 
@@ -237,15 +288,21 @@ class EffectsTransaction:
 
     def _begun(self) -> Connection:
         try:
+            self._effects.check_place()
             if self._connection is None:
                 self._connection = self._engine.connect()
                 take_over(self._engine.dialect)  # only now: SQLAlchemy's own first look at a database rolls back
             if not self.active:
                 for statement in self._effects.begin:
                     self._connection.exec_driver_sql(statement)
+                self._effects.ended = False
                 self.active = True
         except SQLAlchemyError as error:
             raise self._gone(self._effects.explain(error)) from error
+        except StoreUnavailable:
+            self._drop()
+            raise
+        self._effects.errors.clear()
         return self._connection
 
     def _undo_call(self, connection: Connection, error: BaseException) -> None:
@@ -253,13 +310,14 @@ class EffectsTransaction:
         lost = self._effects.lost(error)
         if lost is not None:
             raise self._gone(lost) from error
-        if isinstance(error, TransactionEnded):
+        if isinstance(error, (TransactionEnded, StoreUnavailable)):
             self._drop()
             return
         forget_state(connection)
         if not self._effects.in_transaction(connection):
+            ended = self._effects.why_ended(connection)
             self._drop()
-            self._effects.check_after(connection)
+            raise ended from error
         try:
             connection.exec_driver_sql(ROLL_BACK_TO)
         except SQLAlchemyError as second:
