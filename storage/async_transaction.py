@@ -94,6 +94,12 @@ class AsyncEffectsTransaction:
         await self.rollback()
         return made
 
+    async def reached(self, mine: Advance) -> int | None:
+        """As ``EffectsTransaction.reached``."""
+        connection = await self._begun()
+        async with self._ours():
+            return await connection.run_sync(self._effects.rows.reached, mine)
+
     async def rollback(self) -> None:
         """As ``EffectsTransaction.rollback``."""
         connection = self._connection

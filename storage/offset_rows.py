@@ -236,6 +236,15 @@ class OffsetRows:
         stored = self._read(connection, {each.topic_partition for each in asked}, lock=True)
         return all(_is_reached(each, stored.get(each.topic_partition)) for each in asked)
 
+    def reached(self, connection: Connection, asked: Advance) -> int | None:
+        """How far the slot of ``asked`` is recorded; None where its epoch is not the partition's any more, or
+        it is no slot of it. Waits for a transaction that is still being committed.
+        """
+        stored = self._read(connection, [asked.topic_partition], lock=True).get(asked.topic_partition)
+        if stored is None or stored.assignment_epoch != asked.assignment_epoch or not _has_slot(asked, stored):
+            return None
+        return _of_slot(asked, stored) or 0
+
     def stored(self, connection: Connection) -> list[StoredOffset]:
         """As ``OffsetStore.offsets``."""
         found = self._read(connection, None)

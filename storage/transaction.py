@@ -270,6 +270,18 @@ class EffectsTransaction:
         finally:
             self.rollback()
 
+    def reached(self, mine: Advance) -> int | None:
+        """How far the slot of ``mine`` is recorded; None where its partition was claimed by another owner.
+
+        Waits for a transaction that is still being committed, as by a process that was killed, and locks the partition
+        until the end of this one.
+        """
+        connection = self._begun()
+        try:
+            return self._effects.rows.reached(connection, mine)
+        except SQLAlchemyError as error:
+            raise self._gone(self._effects.explain(error)) from error
+
     def rollback(self) -> None:
         """Undo everything since the last commit; a no-op where there is nothing. Does not raise."""
         connection = self._connection
