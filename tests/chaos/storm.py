@@ -23,6 +23,7 @@ from tests.chaos.daemon_slot import DaemonSlot, described
 from tests.chaos.effects import balances, create_tables, handlings_in_table
 from tests.chaos.excuses import Excuses
 from tests.chaos.fault import daemon_name
+from tests.chaos.group import GroupView, view_group
 from tests.chaos.handlers import DAEMON_VARIABLE
 from tests.chaos.handling import Handling, handlings_in_files
 from tests.chaos.injector import Injector
@@ -40,6 +41,8 @@ from tests.waiting import wait_until
 MESSAGES_PER_SECOND = 300
 FIRST_HANDLED_DEADLINE_SECONDS = 60.0
 CAUGHT_UP_DEADLINE_SECONDS = 180.0
+WHOLE_GROUP_DEADLINE_SECONDS = 90.0
+"""For rebalances to end: one that waits for a member in vain waits for the rebalance timeout, 50 s."""
 GONE_DEADLINE_SECONDS = 10.0
 """For processes whose supervisor has ended. The design says 2 s; a machine as busy as after a storm gets more."""
 
@@ -170,6 +173,25 @@ class Storm:
         except AssertionError as error:
             self._troubles.append(f"{error}{''.join(self._statuses())}")
 
+    def _await_whole_group(self) -> None:
+        """Every daemon that runs is a member, and every partition has one member."""
+        partitions = self._cluster.partitions(self._topic)
+
+        def expected() -> GroupView:
+            return GroupView("STABLE", sum(slot.is_running for slot in self._slots), partitions)
+
+        try:
+            wait_until(
+                lambda: view_group(self._cluster, self._topic) == expected(),
+                WHOLE_GROUP_DEADLINE_SECONDS,
+                "every running daemon to be a member of the group, and every partition to have one",
+                seen=lambda: f"{view_group(self._cluster, self._topic)} in place of {expected()}",
+                ignoring=(KafkaException,),
+                interval_seconds=0.5,
+            )
+        except AssertionError as error:
+            self._troubles.append(f"{error}{''.join(self._statuses())}")
+
     def _statuses(self) -> list[str]:
         """What the daemons say of themselves."""
         told: list[str] = []
@@ -187,10 +209,13 @@ class Storm:
         return told
 
     def _end_daemons(self) -> None:
+        """One after the other: those that are left must notice, and take over."""
+        self._await_whole_group()
         for slot in self._slots:
             slot.signal(signal.SIGTERM)
-        for slot in self._slots:
             slot.wait_ended()
+            if any(other.is_running for other in self._slots):
+                self._await_whole_group()
 
     def _await_gone(self) -> None:
         with contextlib.suppress(AssertionError):
