@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sqlalchemy import create_engine, select
+from sqlalchemy.pool import NullPool
 
 from kafkasrcd.storage.opening import open_store
 from tests.daemon_process import QUICK_SESSION, DaemonProcess
@@ -32,7 +33,7 @@ class Effects:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        self._engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
         metadata.create_all(self._engine)
 
     def counts(self) -> Counter[Coordinate]:

@@ -15,6 +15,7 @@ from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import HandlerBindings
+from kafkasrcd.workers.ring import COMMITTABLE
 
 
 class AsyncCheckpoints(Checkpoints):
@@ -32,8 +33,10 @@ class AsyncCheckpoints(Checkpoints):
             self._hold(cursor)
             if self._is_full and not await self._commit():
                 raise HeldUp
-            self._touch(cursor)
             try:
+                if cursor not in self._known and not await self._look(cursor):
+                    raise HeldUp
+                self._touch(cursor)
                 returned = await self._transaction.call(function, argument, kind)
             except StoreUnavailable as error:
                 self._away(error)
@@ -52,6 +55,15 @@ class AsyncCheckpoints(Checkpoints):
         elif self._is_due:
             await self._commit()
         return self._wait_ms
+
+    async def _look(self, cursor: PartitionCursor) -> bool:
+        """Learn where ``cursor`` begins, in a transaction of its own: what is locked for that is free again at once."""
+        if self._unsaved and not await self._commit():
+            return False
+        (mine,) = self._advances({cursor: cursor.cells[COMMITTABLE]})
+        recorded = await self._transaction.reached(mine)
+        await self._transaction.rollback()
+        return self._learn(cursor, recorded)
 
     async def _commit(self) -> bool:
         """False where it was not made, as far as is known."""

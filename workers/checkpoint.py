@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
-from kafkasrcd.errors import StoreError, StoreUnavailable
+from kafkasrcd.errors import StaleAssignment, StoreError, StoreUnavailable
 from kafkasrcd.settings import Settings
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, TransactionEnded
@@ -36,6 +36,9 @@ class Checkpoints(Commits):
         self._most = settings.checkpoint_max_messages
         self._bindings = bindings
         self._log = EventLog("checkpoint")
+        self._known: set[PartitionCursor] = set()
+        """Those whose record in the store was looked at: a process before this one may have been killed between its
+        commit and its word of it."""
         self._unsaved: dict[PartitionCursor, None] = {}
         self._count = 0
         self._due_ns = 0
@@ -48,6 +51,7 @@ class Checkpoints(Commits):
         self._touch(cursor)
 
     def closed(self, cursor: PartitionCursor) -> None:
+        self._known.discard(cursor)
         self._unsaved.pop(cursor, None)
         self._unknown.pop(cursor, None)
 
@@ -81,19 +85,25 @@ class Checkpoints(Commits):
             cursor.retry_at_ns = self._retry_at_ns
             raise HeldUp
 
+    def _learn(self, cursor: PartitionCursor, recorded: int | None) -> bool:
+        """Begin where the store has it; False where that is further than was known, or nowhere: it is rewound."""
+        if recorded is None:
+            self._refused({_name(cursor): StaleAssignment(f"{_name(cursor)} was claimed by another owner")})
+            return False
+        self._known.add(cursor)
+        if recorded <= cursor.cells[COMMITTABLE]:
+            return True
+        cursor.cells[COMMITTABLE] = recorded
+        self._rolled_back()
+        return False
+
     def _reached(self) -> dict[PartitionCursor, int]:
         return {cursor: cursor.cells[PROCESSED] for cursor in self._unsaved}
 
     @staticmethod
     def _advances(reached: dict[PartitionCursor, int]) -> list[Advance]:
         return [
-            Advance(
-                TopicPartition(cursor.topic, cursor.partition),
-                cursor.memory.epoch,
-                next_offset,
-                cursor.bind.slot,
-                cursor.bind.layout,
-            )
+            Advance(_name(cursor), cursor.memory.epoch, next_offset, cursor.bind.slot, cursor.bind.layout)
             for cursor, next_offset in reached.items()
         ]
 
@@ -122,7 +132,7 @@ class Checkpoints(Commits):
         """Another owner has claimed these: nothing of the transaction is kept, and these are not gone on with."""
         self._rolled_back()
         for cursor in self._bindings.cursors():
-            refusal = refusals.get(TopicPartition(cursor.topic, cursor.partition))
+            refusal = refusals.get(_name(cursor))
             if refusal is not None:
                 cursor.failed = str(refusal)
                 cursor.reported = True
@@ -163,6 +173,10 @@ class Checkpoints(Commits):
     def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]: ...
 
 
+def _name(cursor: PartitionCursor) -> TopicPartition:
+    return TopicPartition(cursor.topic, cursor.partition)
+
+
 class PlainCheckpoints(Checkpoints):
     """For plain handlers; everything blocks the process."""
 
@@ -178,8 +192,10 @@ class PlainCheckpoints(Checkpoints):
             self._hold(cursor)
             if self._is_full and not self._commit():
                 raise HeldUp
-            self._touch(cursor)
             try:
+                if cursor not in self._known and not self._look(cursor):
+                    raise HeldUp
+                self._touch(cursor)
                 returned = self._transaction.call(function, argument, kind)
             except StoreUnavailable as error:
                 self._away(error)
@@ -198,6 +214,15 @@ class PlainCheckpoints(Checkpoints):
         elif self._is_due:
             self._commit()
         return self._wait_ms
+
+    def _look(self, cursor: PartitionCursor) -> bool:
+        """Learn where ``cursor`` begins, in a transaction of its own: what is locked for that is free again at once."""
+        if self._unsaved and not self._commit():
+            return False
+        (mine,) = self._advances({cursor: cursor.cells[COMMITTABLE]})
+        recorded = self._transaction.reached(mine)
+        self._transaction.rollback()
+        return self._learn(cursor, recorded)
 
     def _commit(self) -> bool:
         """False where it was not made, as far as is known."""

@@ -156,10 +156,11 @@ class _Runner:
 class _Lane:
     """An ordering unit of one slot: what waits in it, in order; nothing where the handler takes batches."""
 
-    __slots__ = ("busy", "name", "records", "slot")
+    __slots__ = ("busy", "generation", "name", "records", "slot")
 
     def __init__(self, slot: "_Slot", name: bytes | None) -> None:
         self.slot = slot
+        self.generation = slot.generation
         self.name = name
         self.records: deque[tuple[Columns, int]] = deque()
         self.busy = False
@@ -174,12 +175,12 @@ class _Slot:
         self.cursor = cursor
         self._call = runner.call(cursor.target, cursor.call)
         self._batch = runner.bindings.batch(cursor)
+        self.generation = 0
+        """Goes up when the cursor is rewound: lanes of before, and what is under way in them, do not count any more."""
         self._whole = _Lane(self, None)
         """The one lane of a slot in partition order, and of one whose handler takes batches."""
         self._lanes: dict[bytes, _Lane] = {}
         self._in_hands = 0
-        self._generation = 0
-        """Goes up when the cursor is rewound: what was under way before does not count any more."""
         self._refill_below = 1 if runner.ordering is Ordering.PARTITION else runner.ahead // 2
         self._held: list[_Lane] = []
         """Lanes that may go on once the slot has its lease again."""
@@ -218,7 +219,7 @@ class _Slot:
         self._forget()
 
     def _forget(self) -> None:
-        self._generation += 1
+        self.generation += 1
         self._held.clear()
         self._lanes.clear()
         self._whole = _Lane(self, None)
@@ -263,22 +264,17 @@ class _Slot:
 
     async def handle(self, lane: _Lane) -> None:
         """The lane's next record, or the slot's batch."""
-        if self.runner.one_call is None:
-            await (self._handle_batch(lane) if self.cursor.target.is_batch else self._handle_record(lane))
-            return
-        async with self.runner.one_call:
-            await (self._handle_batch(lane) if self.cursor.target.is_batch else self._handle_record(lane))
+        async with self.runner.one_call or contextlib.nullcontext():
+            if lane.generation == self.generation:  # it may have been rewound while this waited for its turn
+                await (self._handle_batch(lane) if self.cursor.target.is_batch else self._handle_record(lane))
 
     async def _handle_record(self, lane: _Lane) -> None:
         cursor = self.cursor
-        if not lane.records:  # the slot was rewound while this waited for its turn
-            return
         columns, index = lane.records[0]
         offset = columns.offsets[index]
         if not self._take(offset):
             self._later(lane)
             return
-        generation = self._generation
         backoff_ns: int | None = None
         finished = False
         value: Any = columns.values[index]
@@ -301,12 +297,12 @@ class _Slot:
                 finished = True
             except HeldUp:
                 self._give_back()
-                self._after_hold(lane, generation)
+                self._after_hold(lane)
                 return
             except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-                if generation == self._generation:
+                if lane.generation == self.generation:
                     backoff_ns = cursor.raised([offset], error)
-        if generation != self._generation:
+        if lane.generation != self.generation:
             self._give_back()
             return
         if finished:
@@ -315,7 +311,7 @@ class _Slot:
             cursor.release_done()
         self._give_back()
         if backoff_ns is not None:
-            asyncio.get_running_loop().call_later(backoff_ns / 1e9, self._again, lane, generation)
+            asyncio.get_running_loop().call_later(backoff_ns / 1e9, self._again, lane)
             return
         if cursor.failed is not None:
             self.runner.bindings.report_failed(cursor)
@@ -353,22 +349,21 @@ class _Slot:
 
     async def _handle_batch(self, lane: _Lane) -> None:
         batch = self._batch
-        if lane is not self._whole or not batch.messages:
+        if not batch.messages:
             return
         if not self._take(batch.messages[0].offset):
             self._later(lane)
             return
         self.cursor.cells[STARTED] = max(self.cursor.cells[STARTED], batch.messages[-1].offset + 1)
-        generation = self._generation
         try:
             await self._guarded(batch.messages)
         except HeldUp:
             pass
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-            if generation == self._generation:
+            if lane.generation == self.generation:
                 batch.raised(error)
         else:
-            if generation == self._generation:
+            if lane.generation == self.generation:
                 batch.succeeded()
         self._give_back()
         lane.busy = False
@@ -415,13 +410,13 @@ class _Slot:
         self._held.append(lane)
         self.runner.wake.set()
 
-    def _after_hold(self, lane: _Lane, generation: int) -> None:
+    def _after_hold(self, lane: _Lane) -> None:
         """The call was not made, or is undone: again once the slot may go on, unless it was rewound."""
-        if generation == self._generation:
+        if lane.generation == self.generation:
             wait_seconds = max(0.0, (self.cursor.retry_at_ns - boottime_ns()) / 1e9)
-            asyncio.get_running_loop().call_later(wait_seconds, self._again, lane, generation)
+            asyncio.get_running_loop().call_later(wait_seconds, self._again, lane)
 
-    def _again(self, lane: _Lane, generation: int) -> None:
-        if generation == self._generation:
+    def _again(self, lane: _Lane) -> None:
+        if lane.generation == self.generation:
             self.runner.ready.append(lane)
             self.runner.start_tasks()
