@@ -27,18 +27,25 @@ KILLED_PID = 7
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("seed", "ordering"),
-    [pytest.param(5, Ordering.PARTITION, id="by-partition"), pytest.param(8, Ordering.KEY, id="by-key")],
-)
+def test_each_effect_is_made_once_in_a_storm_on_checkpoint(kafka_three: KafkaCluster, postgres: PostgresServer) -> None:
+    _weather(kafka_three, postgres, 13, CommitStrategy.ON_CHECKPOINT, Ordering.KEY)
+
+
+@pytest.mark.timeout(600)
 def test_nothing_is_lost_in_a_storm_and_repeated_only_what_a_fault_explains(
-    kafka_three: KafkaCluster, postgres: PostgresServer, seed: int, ordering: Ordering
+    kafka_three: KafkaCluster, postgres: PostgresServer
 ) -> None:
-    report = Storm(draw_plan(seed, 35), kafka_three, CommitStrategy.PERIODIC, ordering, postgres=postgres).run()
+    _weather(kafka_three, postgres, 1, CommitStrategy.PERIODIC, Ordering.PARTITION)
+
+
+def _weather(
+    cluster: KafkaCluster, postgres: PostgresServer, seed: int, strategy: CommitStrategy, ordering: Ordering
+) -> None:
+    report = Storm(draw_plan(seed, 35), cluster, strategy, ordering, postgres=postgres).run()
     print("\n".join(report.lines()))
     assert not report.troubles, "\n".join(report.lines())
     assert report.messages > 1_000
-    assert report.injected.total() > 5
+    assert report.injected.total() > 10
 
 
 # ── The plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,6 +62,10 @@ def test_storms_have_every_kind_of_fault_and_every_kind_of_process() -> None:
     assert {fault.kind for fault in faults} == set(FaultKind) == LANE_OF.keys()
     assert {fault.role for fault in faults if fault.kind is FaultKind.KILL} == set(Role)
     assert {fault.role for fault in faults if fault.kind is FaultKind.FREEZE} == set(Role)
+
+
+def test_a_short_storm_adds_no_partitions() -> None:
+    assert not any(fault.kind is FaultKind.ADD_PARTITION for seed in range(50) for fault in draw_plan(seed, 35).faults)
 
 
 def test_a_plan_ends_with_its_storm_and_starts_what_it_has_ended() -> None:

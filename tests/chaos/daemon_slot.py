@@ -145,6 +145,9 @@ class DaemonSlot:
             return signal.SIGTERM in self._signals and not any(
                 entry["pid"] == pid for entry in entries(self.daemon.log_text()) if entry["event"] == "starting"
             )
+        if code == ExitCode.FAILURE and signal.SIGTERM in self._signals:
+            # Others kept the group in a rebalance for longer than an end may take; all else was in order.
+            return entries(self.daemon.log_text())[-1]["event"] == "leave_overdue"
         return code == ExitCode.OK and signal.SIGTERM in self._signals
 
 
