@@ -7,10 +7,13 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from kafkasrcd.errors import KafkasrcdError, StoreUnavailable
 from kafkasrcd.storage.offset_store import Advance, OffsetStore, TopicPartition
 from kafkasrcd.storage.opening import open_store
+from kafkasrcd.storage.transaction import EffectsTransaction
+from tests.awaited import Awaited
 
 GROUP = "billing"
 BUSY_TIMEOUT_MS = 10_000
@@ -89,6 +92,31 @@ def meet_the_file_size_limit(url: str, pipe: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     _offsets_after(store, epochs, last)
     pipe.send(said)
+
+
+def write_until_the_file_size_limit(url: str, is_async: str, pipe: Connection) -> None:
+    """Commits an effect and an offset at a time; sends what was said at the limit."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store = open_store(url, GROUP, BUSY_TIMEOUT_MS, shared_with_effects=True)
+    mine = store.claim(PARTITIONS[:1], "limited")[PARTITIONS[0]].assignment_epoch
+    store.close()
+    transaction = (Awaited if is_async else EffectsTransaction)(url, GROUP, BUSY_TIMEOUT_MS, 60.0)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+
+    def write(number: int, tx: Any) -> None:
+        tx.exec_driver_sql("INSERT INTO effects VALUES (?)", (number,))
+
+    number = 0
+    while True:
+        number += 1
+        try:
+            transaction.call(write, number, "connection")
+            assert transaction.commit([Advance(PARTITIONS[0], mine, number)]) == {}
+        except StoreUnavailable as error:
+            transaction.close()
+            pipe.send(str(error))
+            return
 
 
 def open_read_only(folder: str, folder_mode: str, pipe: Connection) -> None:
