@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kafkasrcd.message import Message
-from kafkasrcd.settings import CommitStrategy, HandlerSettings, OnFailure, Ordering, Settings
+from kafkasrcd.settings import CommitStrategy, HandlerSettings, OnFailure, Ordering, Settings, StoreSettings
 from kafkasrcd.storage.offset_store import WHOLE
 from kafkasrcd.workers import concurrent_runner, sync_runner
 from kafkasrcd.workers.control import Bind, ControlChannel, ControlMessage, Exit, Unbind
 from kafkasrcd.workers.frame import Columns, encode_frame
+from kafkasrcd.workers.handler import commits_of
 from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.handler_target import HandlerTarget, HandlerTargets
-from kafkasrcd.workers.manual_commits import ManualCommits
 from kafkasrcd.workers.partition_memory import POSITION, PartitionMemory
 from kafkasrcd.workers.payload import payload_decoder
 from kafkasrcd.workers.ring import FAILURES, HANDLED, HEAD, PAGE, PROCESSED, SKIPPED, TAIL, RingWriter
@@ -52,12 +52,17 @@ def settings_of(
     ordering: Ordering = Ordering.PARTITION,
     concurrency: int = 100,
     threads: int = 1,
+    checkpoint_interval_ms: int = 20,
+    checkpoint_max_messages: int = 10_000,
 ) -> Settings:
     return Settings(
         max_retries=max_retries,
         retry_backoff_ms=backoff_ms,
         retry_backoff_max_ms=backoff_max_ms,
         commit_strategy=strategy,
+        checkpoint_interval_ms=checkpoint_interval_ms,
+        checkpoint_max_messages=checkpoint_max_messages,
+        store=StoreSettings(busy_timeout_ms=300),
         handler=HandlerSettings(
             on_failure=on_failure,
             batch_max_messages=batch,
@@ -121,7 +126,9 @@ class Rig:
     The handler notes what it is called with in ``calls`` (offsets by call) and calls ``act`` for each message.
     """
 
-    def __init__(self, kind: Kind, settings: Settings, act: Act | None = None) -> None:
+    def __init__(self, kind: Kind, settings: Settings, act: Act | None = None, store_url: str = "") -> None:
+        """``store_url``: of handlers in transactions."""
+        self.store_url = store_url
         self.kind = kind
         self.settings = settings
         self.act = act
@@ -153,7 +160,7 @@ class Rig:
         await asyncio.sleep(0)
         self._handle(argument)
 
-    def target(self, function: Callable[[Any], Any] | None = None) -> HandlerTarget:
+    def target(self, function: Callable[..., Any] | None = None) -> HandlerTarget:
         return HandlerTarget(
             "orders:handle",
             function or (self._handle_async if self.kind.is_async else self._handle),
@@ -167,8 +174,7 @@ class Rig:
         """The runner itself, in this thread; returns when it is told to end."""
         targets = HandlerTargets({}, target or self.target())
         bindings = HandlerBindings(self.settings, targets, self.channel, self.bell)
-        if self.settings.commit_strategy is CommitStrategy.MANUAL:
-            bindings.commits = ManualCommits(self.bell)
+        bindings.commits = commits_of(self.settings, bindings, self.store_url)
         try:
             if self.kind.is_async or self.settings.handler.threads > 1:
                 asyncio.run(concurrent_runner.run(bindings, self.settings))
@@ -206,6 +212,10 @@ class Rig:
 
     def unbind(self, partition: Partition) -> None:
         self.supervisor.send(Unbind(partition.binding))
+
+    def ring(self) -> None:
+        """Wake the runner, as the supervisor does where a lease has ended."""
+        os.eventfd_write(self.bell, 1)
 
     def exit(self) -> None:
         self.supervisor.send(Exit())

@@ -56,6 +56,9 @@ class AsyncCheckpoints(Checkpoints):
             await self._commit()
         return self._wait_ms
 
+    async def end_async(self) -> None:
+        await self._transaction.close()
+
     async def _look(self, cursor: PartitionCursor) -> bool:
         """Learn where ``cursor`` begins, in a transaction of its own: what is locked for that is free again at once."""
         if self._unsaved and not await self._commit():

@@ -215,6 +215,9 @@ class PlainCheckpoints(Checkpoints):
             self._commit()
         return self._wait_ms
 
+    def end(self) -> None:
+        self._transaction.close()
+
     def _look(self, cursor: PartitionCursor) -> bool:
         """Learn where ``cursor`` begins, in a transaction of its own: what is locked for that is free again at once."""
         if self._unsaved and not self._commit():

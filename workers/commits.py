@@ -44,6 +44,12 @@ class Commits:
         """``turn`` of a runner with a loop."""
         return float("inf")
 
+    def end(self) -> None:
+        """The process ends; nothing of it is open any more, or it is undone."""
+
+    async def end_async(self) -> None:
+        """``end`` of a runner with a loop."""
+
 
 def refuse_message_commits(strategy: str) -> None:
     """Have ``message.commit()`` raise in this process: with ``strategy`` it would not do what it says."""

@@ -87,6 +87,8 @@ class _Runner:
                 await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.commits.end_async()
 
     def start_tasks(self) -> None:
         """As many as may run and have something to do."""

@@ -42,7 +42,7 @@ def main(channel: ControlChannel) -> int:
     gc.collect()
     gc.freeze()
     bindings = HandlerBindings(settings, targets, channel, descriptors[0])
-    bindings.commits = _commits(settings, bindings, setup.store_url)
+    bindings.commits = commits_of(settings, bindings, setup.store_url)
     if bindings.has_async or settings.handler.threads > 1:
         asyncio.run(concurrent_runner.run(bindings, settings))
     else:
@@ -50,7 +50,8 @@ def main(channel: ControlChannel) -> int:
     return 0
 
 
-def _commits(settings: Settings, bindings: HandlerBindings, store_url: str) -> Commits:
+def commits_of(settings: Settings, bindings: HandlerBindings, store_url: str) -> Commits:
+    """What ``commit_strategy`` does in this process."""
     strategy = settings.commit_strategy
     if strategy is CommitStrategy.MANUAL:
         return ManualCommits(bindings.bell)

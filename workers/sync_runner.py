@@ -33,6 +33,7 @@ def run(bindings: HandlerBindings) -> None:
             if bindings.await_frames():
                 poller.poll(wait_ms)
             bindings.awake()
+    bindings.commits.end()
 
 
 def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
