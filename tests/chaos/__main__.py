@@ -50,7 +50,7 @@ def main(
         for commit_strategy in STRATEGIES[strategy]:
             # A new cluster for each: what one storm has done to it is not what the next one is about.
             with KafkaCluster(brokers=BROKERS) as cluster, _server(store) as postgres:
-                plan = draw_plan(number, minutes * 60)
+                plan = draw_plan(number, round(minutes * 60, 2))  # as the command to do it again has it
                 reports.append(Storm(plan, cluster, commit_strategy, order, postgres=postgres, keep=keep).run())
             click.echo("\n".join(reports[-1].lines()))
     click.echo("\n".join([*TABLE_HEAD, *(report.table_row for report in reports)]))

@@ -147,7 +147,7 @@ class DaemonSlot:
             )
         if code == ExitCode.FAILURE and signal.SIGTERM in self._signals:
             # Others kept the group in a rebalance for longer than an end may take; all else was in order.
-            return entries(self.daemon.log_text())[-1]["event"] == "leave_overdue"
+            return [entry["event"] for entry in entries(self.daemon.log_text())][-1:] == ["leave_overdue"]
         return code == ExitCode.OK and signal.SIGTERM in self._signals
 
 

@@ -15,7 +15,7 @@ SESSION_TIMEOUT_SECONDS = 6.0
 SHORT_FREEZE_SECONDS = (0.3, 4.0)
 LONG_FREEZE_SECONDS = (8.0, 14.0)
 SHORT_SECONDS = 60.0
-"""A shorter storm adds no partitions: librdkafka 2.16 puts a member out of action that hears of new partitions while its
+"""A shorter storm adds no partitions: librdkafka 2.16 puts a member out of action that hears of new ones while its
 application is giving others back. It never joins again, and its daemon does not know."""
 
 _ROLES = {Role.SUPERVISOR: 2, Role.FORK_SERVER: 2, Role.WORKER: 4, Role.HANDLER: 4}
