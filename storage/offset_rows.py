@@ -69,7 +69,11 @@ _ADVANCE = _RESTART.where(
 
 
 def _advance_postgresql() -> Update:
-    """All of an interval's advances in one statement: their columns are arrays."""
+    """All of an interval's advances in one statement: their columns are arrays.
+
+    It locks the rows in the order of the arrays, which is a claim's too, before it changes any: in whatever order it
+    finds them, an advance and a claim would wait for each other.
+    """
     columns: list[tuple[str, type]] = [
         ("topic", String),
         ("partition", Integer),
@@ -81,18 +85,26 @@ def _advance_postgresql() -> Update:
     ]
     asked = (
         func.unnest(*(bindparam(f"all_{name}", type_=postgresql.ARRAY(kind)) for name, kind in columns))
-        .table_valued(*(column(name, kind) for name, kind in columns))
+        .table_valued(*(column(name, kind) for name, kind in columns), with_ordinality="place")
         .render_derived(name="asked")
     )
+    of_group = offsets.c.group_id == bindparam("its_group")
     keys = ("topic", "partition", "ordering", "slots", "handler_slot", "assignment_epoch")
+    locked = (
+        select(*(asked.c[name] for name, _ in columns))
+        .where(of_group, *(offsets.c[name] == asked.c[name] for name in keys))
+        .order_by(asked.c.place)
+        .with_for_update(of=offsets)
+        .cte("locked")
+    )
     return (
         update(offsets)
         .where(
-            offsets.c.group_id == bindparam("its_group"),
-            *(offsets.c[name] == asked.c[name] for name in keys),
-            or_(offsets.c.next_offset.is_(None), offsets.c.next_offset <= asked.c.next_offset),
+            of_group,
+            *(offsets.c[name] == locked.c[name] for name in keys),
+            or_(offsets.c.next_offset.is_(None), offsets.c.next_offset <= locked.c.next_offset),
         )
-        .values(next_offset=asked.c.next_offset, updated_ms=bindparam("now_ms"))
+        .values(next_offset=locked.c.next_offset, updated_ms=bindparam("now_ms"))
     )
 
 

@@ -22,8 +22,9 @@ class Database(ABC):
     def writing(self, *, durable: bool) -> AbstractContextManager[Connection]:
         """A write transaction: committed at the end, rolled back if the block raises.
 
-        ``durable`` survives a power cut. Without it the last such transactions may be missing after a power cut (never
-        after the death of a process), but none in the middle. That saves waiting for the disk.
+        ``durable`` survives a power cut. Without it the last such transactions may be missing after a power cut or the
+        crash of a server (never after the death of a process of ours), but none in the middle. That saves waiting for
+        the disk.
         """
 
     @abstractmethod
@@ -43,8 +44,8 @@ class SqlOffsetStore(OffsetStore):
     """Offsets of ``group_id`` in ``database``.
 
     Claims and restarts are on the disk when they return; an epoch once given out is never given out again. The last
-    advances may be missing after a power cut, and only after one: then records are processed again, which Kafka's own
-    offsets prevent where they are the authority, as with ``periodic``.
+    advances may be missing after a power cut or a crash of PostgreSQL, and only after one: then records are processed
+    again, which Kafka's own offsets prevent where they are the authority, as with ``periodic``.
     """
 
     def __init__(self, database: Database, group_id: str, *, now_ms: Callable[[], int] = wall_clock_ms) -> None:

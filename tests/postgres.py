@@ -17,6 +17,8 @@ from tests.kafka_broker import TEST_MARK_VARIABLE
 from tests.waiting import wait_until
 
 _USER = "postgres"
+WITH_PASSWORD = "with_password"
+"""The one user who is asked for a password, once it is created."""
 START_SECONDS = 30.0
 
 # As the brokers: gone when this process is, however that ends. A change of user takes PR_SET_PDEATHSIG back, so it
@@ -70,6 +72,8 @@ class PostgresServer:
                 f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = '{self._folder}'\n"
                 "shared_buffers = 32MB\nmax_connections = 60\nlog_min_messages = warning\n"
             )
+        who = data / "pg_hba.conf"  # the first line that fits counts
+        who.write_text(f"host all {WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\n{who.read_text()}")
         self.start()
         return self
 
@@ -77,9 +81,9 @@ class PostgresServer:
         self.stop(immediate=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def url(self, database: str = _USER) -> str:
-        """For ``store.url``."""
-        return f"postgresql://{_USER}@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str = _USER, user: str = _USER) -> str:
+        """For ``store.url``; ``user`` may have a password behind a colon."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, name: str | None = None) -> str:
         """A new, empty database; its name."""
