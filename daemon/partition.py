@@ -33,6 +33,9 @@ its store buffer within a microsecond, and a process that is switched out has em
 _REAP_SECONDS: Final = 5.0
 """A killed process is gone within milliseconds, unless the kernel or the fork server is stuck."""
 
+_UNCOMMITTED_MS: Final = 5_000
+"""A handler that commits batches may well take so long."""
+
 _log = EventLog("partition")
 
 
@@ -203,6 +206,20 @@ class Partition:
         if self.memory is None or self.high_watermark is None:
             return None
         return max(0, self.high_watermark - max(self.processed or 0, self.memory.cells[LOG_START]))
+
+    @property
+    def advice(self) -> str:
+        """The problem, or what else stands in the way; empty where nothing does."""
+        if self.problem or self._strategy is not CommitStrategy.MANUAL or self.lag is None:
+            return self.problem
+        held = (self.processed or 0) - (self.committed or 0)
+        idle_ms = time.time() * 1000 - max(self.last_commit_ms or 0, self.since_ms)
+        if held > 0 and self.processed == self.position and self.lag > 0 and idle_ms > _UNCOMMITTED_MS:
+            return (
+                f"{held} records from offset {self.committed} on are processed and not committed, and no more fit the "
+                "ring; the handler calls message.commit() for each, in any order"
+            )
+        return ""
 
     @property
     def totals(self) -> tuple[int, int, int]:

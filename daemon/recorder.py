@@ -5,9 +5,10 @@ record the store comes first: what Kafka has, the store has.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -20,6 +21,9 @@ from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.storage.offset_store import Advance, Layout, OffsetStore, TopicPartition
 
 T = TypeVar("T")
+
+_REMEMBER_SECONDS: Final = 60.0
+"""The history has one entry a minute."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -38,6 +42,7 @@ class Recorder:
         self._layout = layout
         self._handlers_advance = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
         self._start_points = StartPoints(settings, layout)
+        self._remember_due = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
         self._store: OffsetStore | None = None
         self._membership: Membership | None = None
@@ -111,4 +116,7 @@ class Recorder:
         taken = {name: reached for name, reached in offsets.items() if name not in refused}
         refused_by_kafka = self._kafka.call(lambda consumer: commit(consumer, taken)).result() if taken else {}
         accepted = {name: reached for name, reached in taken.items() if name not in refused_by_kafka}
+        if taken and time.monotonic() >= self._remember_due:
+            self._remember_due = time.monotonic() + _REMEMBER_SECONDS
+            self._offsets.remember(taken)
         return Recorded(accepted, refused, refused_by_kafka)

@@ -58,7 +58,7 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
         partition=partition.name.partition,
         state=partition.state.value,
         since_ms=partition.since_ms,
-        problem=partition.problem,
+        problem=partition.advice,
         assignment_epoch=0 if partition.memory is None else partition.memory.epoch,
         handlers=sorted(set(partition.bindings.values())),
         position=partition.position,

@@ -21,6 +21,7 @@ from kafkasrcd.daemon.lease_keeper import LeaseKeeper
 from kafkasrcd.daemon.lifecycle import State
 from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.notify import Notifier
+from kafkasrcd.daemon.one_host import check_one_host
 from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.daemon.status import Status
 from kafkasrcd.daemon.status_report import (
@@ -126,6 +127,7 @@ class Supervisor:
                 self._notifier.status("waiting for a broker")
                 await self._unless_stopped(self._broker.until_reachable())
             if membership is not None and not self._stop_asked.is_set():
+                await asyncio.to_thread(check_one_host, settings, self._store_url)
                 membership.join_group()
                 await self._serve(membership)
         finally:
@@ -290,7 +292,7 @@ class Supervisor:
             return f"no broker answers at {self._settings.brokers}"
         rate = sum(partition.message_rate.per_second for partition in partitions)
         lag = sum(partition.lag or 0 for partition in partitions)
-        troubled = sum(1 for partition in partitions if partition.problem)
+        troubled = sum(1 for partition in partitions if partition.advice)
         trouble = f", {troubled} with a problem" if troubled else ""
         return f"{self._state}: {len(partitions)} partitions, {rate:.0f} messages/s, lag {lag}{trouble}"
 

@@ -267,3 +267,16 @@ def test_only_manual_lets_a_message_commit(kafka: KafkaCluster, topic: str, tmp_
     with _daemon(kafka, topic, tmp_path, "commit_each", "max_retries=0") as daemon:
         status = daemon.wait_status(lambda status: status.partitions and status.partitions[0].problem, "a failure")
         assert "commit_strategy manual" in status.partitions[0].problem
+
+
+def test_manual_that_never_commits_is_told_of(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
+    _produce(kafka, topic, [b'{"commit": "no", "padding": "%s"}' % (b"x" * 1_000)] * 200)
+    settings = ("commit_strategy=manual", "supervisor.ring_bytes=65536")
+    with _daemon(kafka, topic, tmp_path, "commit_as_told", *settings) as daemon:
+        status = daemon.wait_status(
+            lambda status: any(each.problem for each in status.partitions), "a word about it", 60
+        )
+        assert "processed and not committed" in status.partitions[0].problem
+        assert "message.commit()" in status.partitions[0].problem
+        assert 0 < (status.partitions[0].processed or 0) < 200
+        assert status.partitions[0].committed == 0
