@@ -223,11 +223,11 @@ def _state_in(said: str) -> str | None:
         ("no password supplied", "28P01"),
         ("no pg_hba.conf entry", "28000"),
         ("Peer authentication failed", "28000"),
-        ('role "', "28000"),
-        ("does not exist", "3D000"),
         ("too many clients", "53300"),
         ("too many connections", "53300"),
         ("remaining connection slots", "53300"),
+        ('role "', "28000"),
+        ("does not exist", "3D000"),
         ("is starting up", "57P03"),
         ("is shutting down", "57P03"),
     ):
