@@ -49,7 +49,7 @@ def run_key(cluster: KafkaCluster, workload: Workload) -> BenchResult:
 
 def run_hot_work(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """One partition, on all cores."""
-    name = f"kafkasrcd, {workload.spin_us} µs each by key, {_zipf(workload)}"
+    name = f"kafkasrcd, {workload.spin_us} µs of work each by key, {_zipf(workload)}"
     return _throughput(name, "work", cluster, workload, workload.messages, {"handler.ordering": "key"})
 
 
@@ -104,16 +104,14 @@ def run_first_message(cluster: KafkaCluster, workload: Workload) -> BenchResult:
 
 def run_waiting(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """An `async def` handler that waits, as many at once in each of two processes as the setting says."""
-    name = (
-        f"kafkasrcd, async, 2 processes of {CONCURRENCY} at once by key, {workload.wait_ms} ms each, {_zipf(workload)}"
-    )
+    name = f"kafkasrcd, async, 2 processes with {CONCURRENCY} at once, by key, {workload.wait_ms} ms each, {_zipf(workload)}"
     settings = {"handler.ordering": "key", "handler.processes": 2, "handler.concurrency": CONCURRENCY}
     return _throughput(name, "wait", cluster, workload, workload.messages, settings)
 
 
 def run_waiting_threads(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The same of a plain handler, in threads."""
-    name = f"kafkasrcd, 2 processes of {THREADS} threads by key, {workload.wait_ms} ms each, {_zipf(workload)}"
+    name = f"kafkasrcd, 2 processes with {THREADS} threads, by key, {workload.wait_ms} ms each, {_zipf(workload)}"
     settings = {"handler.ordering": "key", "handler.processes": 2, "handler.threads": THREADS}
     return _throughput(name, "wait_in_thread", cluster, workload, workload.messages, settings)
 
@@ -142,4 +140,4 @@ def _throughput(
 
 
 def _zipf(workload: Workload) -> str:
-    return f"{workload.partitions} partition(s), {ZIPF_KEYS:,} keys, Zipf {ZIPF_EXPONENT:g}"
+    return f"{workload.shape}, {ZIPF_KEYS:,} keys, Zipf exponent {ZIPF_EXPONENT:g}"

@@ -36,6 +36,11 @@ class Workload(msgspec.Struct, frozen=True):
     """For which latencies are not counted: joining a group takes its time."""
     latency_seconds: int
 
+    @property
+    def shape(self) -> str:
+        """For names of rows."""
+        return "1 partition" if self.partitions == 1 else f"{self.partitions} partitions"
+
 
 class BenchResult(msgspec.Struct, frozen=True):
     """One row, measured. Times are from the first message to the last."""

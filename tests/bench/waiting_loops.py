@@ -108,7 +108,7 @@ def run_one_at_a_time(cluster: KafkaCluster, workload: Workload) -> BenchResult:
 
 def run_tasks(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The row of `task_loop`."""
-    name = f"aiokafka, {TASKS:,} tasks without order, {workload.wait_ms} ms each, {workload.partitions} partition(s)"
+    name = f"aiokafka, {TASKS:,} tasks without order, {workload.wait_ms} ms each, {workload.shape}"
     return loop_process.run(task_loop, name, cluster, workload)
 
 
