@@ -148,7 +148,7 @@ class PostgresqlDatabase(Database):
                 self._refuse_an_old_server(connection)
                 connection.execute(_SCHEMA_LOCK)
                 ensure_schema(connection, shown(self._url), shared=True)
-        except KafkasrcdError:
+        except BaseException:
             self.close()
             raise
 

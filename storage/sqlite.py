@@ -63,7 +63,7 @@ class SqliteDatabase(Database):
         try:
             with self._explained(at_start=True):
                 self._identity = self._open()
-        except KafkasrcdError:
+        except BaseException:
             self.close()
             raise
 
