@@ -1,6 +1,7 @@
 """The contract of ``OffsetStore``, over every implementation."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from kafkasrcd.storage.offset_store import (
     TopicPartition,
 )
 from kafkasrcd.storage.opening import open_store
+from kafkasrcd.storage.postgresql import PostgresqlDatabase
 from kafkasrcd.storage.sql_store import SqlOffsetStore
 from kafkasrcd.storage.sqlite import SqliteDatabase
 from tests.postgres import PostgresServer
@@ -242,6 +244,14 @@ class TestLayouts:
         assert store.advance([Advance(FIRST, mine, 7, 1, BY_KEY_OF_TWO)]).keys() == {FIRST}
         assert recorded(store) == {FIRST: None}
 
+    @pytest.mark.parametrize(("slot", "layout"), [(4, BY_KEY), (-1, BY_KEY), (0, BY_KEY_OF_TWO), (0, WHOLE)])
+    def test_a_slot_that_was_not_claimed_has_its_own_words(self, store: OffsetStore, slot: int, layout: Layout) -> None:
+        layer = by_key(store, 50, 80, 60, 70)
+        refusals = store.advance([Advance(FIRST, 1, 90, slot, layout)])
+        assert isinstance(refusals[FIRST], StaleAssignment)
+        assert f"slot {slot} of {layout.slots} by {layout.ordering}" in str(refusals[FIRST])
+        assert store.claim([FIRST], "host-a", BY_KEY)[FIRST].layers == (layer,)
+
     def test_one_slot_that_is_refused_names_its_partition_and_the_others_are_recorded(self, store: OffsetStore) -> None:
         by_key(store, 50, 80, 60, 70)
         asked = [Advance(FIRST, 1, next_offset, slot, BY_KEY) for slot, next_offset in enumerate((81, 79, 82, 83))]
@@ -255,6 +265,13 @@ class TestLayouts:
         mine = epoch(store.claim([FIRST], "host-b", BY_KEY_OF_TWO))
         assert store.restart({FIRST: (mine, 10)}, BY_KEY_OF_TWO) == {}
         assert store.claim([FIRST], "host-b", BY_KEY) == {FIRST: Claim(FIRST, 3, 10)}
+
+    def test_a_restart_with_another_layout_than_the_claimed_one_keeps_owner_and_epoch(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        assert store.restart({FIRST: (1, 10)}, BY_KEY_OF_TWO) == {}
+        assert [(row.assignment_epoch, row.next_offset, row.owner) for row in store.offsets()] == [(1, 10, "host-a")]
+        assert store.advance([Advance(FIRST, 1, 11, slot, BY_KEY_OF_TWO) for slot in range(2)]) == {}
+        assert store.claim([FIRST], "host-b", BY_KEY) == {FIRST: Claim(FIRST, 2, 11)}
 
     def test_partitions_differ_in_their_layouts(self, store: OffsetStore) -> None:
         layer = by_key(store, 50, 80, 60, 70)
@@ -305,6 +322,78 @@ class TestOffsets:
         store.close()
 
 
+class TestHistory:
+    @pytest.fixture
+    def clock(self) -> list[int]:
+        """Milliseconds since 1970, 10 s into a minute."""
+        return [1_700_000_050_000]
+
+    @pytest.fixture
+    def store(self, url: str, clock: list[int]) -> Iterator[OffsetStore]:
+        with closing(with_clock(url, "billing", clock)) as opened:
+            yield opened
+
+    def test_is_empty_at_first(self, store: OffsetStore) -> None:
+        store.claim([FIRST], "host-a")
+        store.remember(ORDERS)
+        store.remember([])
+        assert store.history(FIRST) == []
+
+    def test_has_one_entry_a_minute_and_partition(self, store: OffsetStore, clock: list[int]) -> None:
+        started, mine = clock[0], epoch(store.claim([FIRST, PAYMENTS], "host-a"))
+        for seconds in range(0, 120, 15):
+            clock[0] = started + seconds * 1000
+            assert store.advance([Advance(each, mine, seconds) for each in (FIRST, PAYMENTS)]) == {}
+            store.remember([FIRST] if seconds < 60 else [FIRST, PAYMENTS])
+        minute = started // 60_000 * 60_000
+        assert store.history(FIRST) == [(minute, 0), (minute + 60_000, 60)]
+        assert store.history(PAYMENTS) == [(minute + 60_000, 60)]
+
+    def test_has_what_everything_is_done_before(self, store: OffsetStore) -> None:
+        by_key(store, 50, 80, 60, 70)
+        store.remember([FIRST])
+        assert [next_offset for _, next_offset in store.history(FIRST)] == [50]
+
+    def test_is_kept_for_a_day_whoever_writes_it_down(self, store: OffsetStore, clock: list[int]) -> None:
+        started, mine = clock[0], epoch(store.claim([FIRST, PAYMENTS], "host-a"))
+        day_ms = 24 * 3_600_000
+        assert store.advance([Advance(each, mine, 7) for each in (FIRST, PAYMENTS)]) == {}
+        for at_ms in (started, started + 60_000, started + day_ms):
+            clock[0] = at_ms
+            store.remember([FIRST, PAYMENTS])
+        assert len(store.history(FIRST)) == 3
+        clock[0] = started + day_ms + 60_000
+        store.remember([PAYMENTS])
+        assert [at_ms - started // 60_000 * 60_000 for at_ms, _ in store.history(FIRST)] == [60_000, day_ms]
+        assert len(store.history(PAYMENTS)) == 3
+
+    def test_is_of_one_group(self, store: OffsetStore, url: str, clock: list[int]) -> None:
+        with closing(with_clock(url, "audit", clock)) as other:
+            for each in (store, other):
+                assert each.advance([Advance(FIRST, epoch(each.claim([FIRST], "host-a")), 7)]) == {}
+            other.remember([FIRST])
+            clock[0] += 48 * 3_600_000
+            store.remember([FIRST])
+            assert (len(store.history(FIRST)), len(other.history(FIRST))) == (1, 1)
+
+    def test_goes_back_where_the_offset_does(self, store: OffsetStore, clock: list[int]) -> None:
+        mine = epoch(store.claim([FIRST], "host-a"))
+        for next_offset in (120, 5):
+            assert store.restart({FIRST: (mine, next_offset)}) == {}
+            store.remember([FIRST])
+            clock[0] += 60_000
+        assert [next_offset for _, next_offset in store.history(FIRST)] == [120, 5]
+
+
+def with_clock(url: str, group: str, clock: list[int]) -> OffsetStore:
+    """As ``open_store``; the time is what ``clock`` has."""
+    if url == "memory://":
+        return MemoryOffsetStore(group, now_ms=lambda: clock[0])
+    is_sqlite = url.startswith("sqlite")
+    database = (SqliteDatabase if is_sqlite else PostgresqlDatabase)(url, BUSY_TIMEOUT_MS)
+    return SqlOffsetStore(database, group, now_ms=lambda: clock[0])
+
+
 class TestOpening:
     @pytest.mark.parametrize(
         ("url", "named"),
@@ -317,6 +406,9 @@ class TestOpening:
             ("memory://somewhere", "'memory'"),
             ("sqlite+aiosqlite:///x.db", "'sqlite+aiosqlite'"),
             ("sqlite://", "names no file"),
+            ("sqlite://var/lib/x.db", "four slashes"),
+            ("sqlite://localhost:port/x.db", "is not a URL"),
+            ("postgresql://me@db:secret/kafka", "is not a URL"),
             ("sqlite:///", "names no file"),
             ("sqlite:///:memory:", "memory://"),
             ("sqlite:///x.db?mode=ro", "nothing may follow"),
