@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from kafkasrcd.daemon.exit_codes import ExitCode
+from kafkasrcd.settings import CommitStrategy
 from tests.kafka_cluster import KafkaCluster, Record
 from tests.waiting import wait_until
 
@@ -115,7 +116,8 @@ def test_every_setting_it_names_exists() -> None:
 
     last_parts = {name.rpartition(".")[2] for name in FIELDS}
     named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", README))
-    assert named <= last_parts, named - last_parts
+    values = {strategy.value for strategy in CommitStrategy}
+    assert named <= last_parts | values, named - last_parts - values
 
 
 def test_its_links_lead_somewhere() -> None:
