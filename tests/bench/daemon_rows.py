@@ -104,7 +104,8 @@ def run_first_message(cluster: KafkaCluster, workload: Workload) -> BenchResult:
 
 def run_waiting(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """An `async def` handler that waits, as many at once in each of two processes as the setting says."""
-    name = f"kafkasrcd, async, 2 processes with {CONCURRENCY} at once, by key, {workload.wait_ms} ms each, {_zipf(workload)}"
+    in_processes = f"2 processes with {CONCURRENCY} at once"
+    name = f"kafkasrcd, async, {in_processes}, by key, {workload.wait_ms} ms each, {_zipf(workload)}"
     settings = {"handler.ordering": "key", "handler.processes": 2, "handler.concurrency": CONCURRENCY}
     return _throughput(name, "wait", cluster, workload, workload.messages, settings)
 
