@@ -73,9 +73,12 @@ class RunningDaemon:
         return max(psutil.Process(pid).memory_full_info().pss for pid in pids if pid is not None) / 2**20
 
     def first_messages_ms(self) -> list[float]:
-        """For each partition, from the log's word of the assignment to its first record in the handler; sorted."""
+        """For each partition, from the log's word of the assignment to its first record in the handler; sorted.
+
+        Raises StopIteration before the assignment, ValueError while a handler has its file open and not yet written.
+        """
         assigned = next(datetime.fromisoformat(line["time"]) for line in self._log() if line["event"] == "assigned")
-        firsts = [float(path.read_text() or "0") for path in self._directory.glob("*.first")]
+        firsts = [float(path.read_text()) for path in self._directory.glob("*.first")]
         return sorted(1000 * (first - assigned.timestamp()) for first in firsts)
 
     def latencies(self) -> list[tuple[int, float]]:
