@@ -11,7 +11,7 @@ import msgspec
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
 from kafkasrcd.daemon.partition import Partition
-from kafkasrcd.errors import ConfigurationError, WorkerBootError
+from kafkasrcd.errors import ConfigurationError, KafkasrcdError, WorkerBootError
 from kafkasrcd.settings import Settings
 from kafkasrcd.storage.offset_store import Layout
 from kafkasrcd.workers.control import (
@@ -31,6 +31,8 @@ from kafkasrcd.workers.event_log import EventLog
 
 _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
+_BOOT_ATTEMPTS: Final = 3
+"""Further ones for a process that was killed before it was ready."""
 
 
 class HandlerEvents(Protocol):
@@ -200,7 +202,7 @@ class HandlerPool:
             if self._booted:
                 self._log.error("handler_refused", f"handler {slot.slot} cannot start again: {message.reason}")
             else:
-                self._fail_boot(message.reason)
+                self._fail_boot(ConfigurationError(message.reason))
         elif isinstance(message, StoreAway):
             self._events.on_store_away(message.reason)
         elif isinstance(message, RecordFailed | RingBroken | Fenced) and message.binding in slot.bound:
@@ -216,8 +218,7 @@ class HandlerPool:
         slot.ready = False
         if self._stopping:
             return
-        if not self._booted:
-            self._fail_boot(f"a handler process ended with {describe_exit(exit_code)} while importing its target")
+        if not self._booted and not self._boot_again(slot, exit_code):
             return
         self._blame(slot, exit_code)
         delay = slot.backoff.next_delay() or 0.0
@@ -229,14 +230,26 @@ class HandlerPool:
         )
         slot.restart = asyncio.get_running_loop().call_later(delay, self._spawn, slot)
 
+    def _boot_again(self, slot: HandlerSlot, exit_code: int) -> bool:
+        """Whether one that ended before it was ready is worth another attempt: killed by someone else, perhaps for want
+        of memory, and not too often. One that ends by itself does so again."""
+        said = f"a handler process ended with {describe_exit(exit_code)} while importing its target"
+        if exit_code not in (-signal.SIGKILL, -signal.SIGTERM):
+            self._fail_boot(ConfigurationError(said))
+        elif slot.backoff.total >= _BOOT_ATTEMPTS:
+            self._fail_boot(WorkerBootError(f"{said}, {slot.backoff.total + 1} times"))
+        else:
+            return True
+        return False
+
     @property
     def _booted(self) -> bool:
         return self._boot.done() and self._boot.exception() is None
 
-    def _fail_boot(self, reason: str) -> None:
+    def _fail_boot(self, error: KafkasrcdError) -> None:
         """The first reason counts; others say the same, or follow from it."""
         if not self._boot.done():
-            self._boot.set_exception(ConfigurationError(reason))
+            self._boot.set_exception(error)
             self._boot.exception()  # looked at, so that asyncio does not complain where nobody waits any more
 
     def _blame(self, slot: HandlerSlot, exit_code: int) -> None:

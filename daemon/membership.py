@@ -78,6 +78,7 @@ class Membership:
         )
         self.polls = 0
         """Polls since the start: what was pending at one count has been told when it is two higher."""
+        self._outside_since: float | None = None
         self._consumer = Consumer({**QUIET, **member_config(settings), "error_cb": self._on_error})
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
         self._thread.start()
@@ -91,6 +92,14 @@ class Membership:
                 return future
         future.set_exception(GroupError("the group has been left"))
         return future
+
+    @property
+    def outside_seconds(self) -> float:
+        """For how long it has had no member id: normally some milliseconds, between an end of the membership and the
+        request to join again. librdkafka 2.16 can stay so for ever: where the topics' metadata changes while a
+        cooperative revocation is waited for, it takes that for still going on, and joins no more."""
+        since = self._outside_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def join_group(self) -> None:
         """Subscribe; the group's events follow."""
@@ -131,6 +140,10 @@ class Membership:
                 self._serve_calls(_POLL_EVERY_SECONDS)
                 message = consumer.poll(0)
                 self.polls += 1
+                if consumer.memberid():
+                    self._outside_since = None
+                elif self._outside_since is None:
+                    self._outside_since = time.monotonic()
                 error = None if message is None else message.error()
                 if error is not None:
                     self._tell(self._on_group_error, error)

@@ -36,12 +36,15 @@ from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.storage.opening import open_store
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.kafka_settings import session_timeout_ms
 from kafkasrcd.workers.spread import layout_of
 
 _TURN_SECONDS: Final = 0.1
 """One turn of the loop: leases are renewed this often, a fiftieth of the default lease."""
 _LEAVE_SECONDS: Final = 5.0
 """To leave the group and to end idle handlers: beyond the drain, and inside systemd's TimeoutStopSec."""
+_REJOIN_SECONDS: Final = 10.0
+"""Beyond the session timeout, for a member that is out of the group to be in it again."""
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _START_TURN_SECONDS: Final = 5.0
 _START_EXTENSION_SECONDS: Final = 60.0
@@ -72,6 +75,8 @@ class Supervisor:
         self._drain_deadline: Deadline | None = None
         self._fatal: str | None = None
         self._topic_problem = ""
+        self._outside_from = 0.0
+        """When a broker was last away: before that nobody could be a member."""
         self._usage = ProcessUsage()
         self._log = EventLog("supervisor")
         self._notifier = Notifier(os.environ)
@@ -166,6 +171,7 @@ class Supervisor:
                 commit.add_done_callback(commits.discard)
             if now >= sample_due:
                 sample_due = now + 1.0
+                self._watch_membership(membership)
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
@@ -246,6 +252,15 @@ class Supervisor:
         self._fatal = f"the membership of group {self._settings.group_id!r} has ended: {reason}"
         if not self._stop_asked.is_set():
             self.stop()
+
+    def _watch_membership(self, membership: Membership) -> None:
+        """End where the group has no such member any more and it does not come back, with a broker that answers."""
+        if self._broker.down_since is not None:
+            self._outside_from = time.monotonic()
+            return
+        outside = min(membership.outside_seconds, time.monotonic() - self._outside_from)
+        if self._assignment.assigned_once and outside > session_timeout_ms(self._settings) / 1000 + _REJOIN_SECONDS:
+            self.on_membership_ended(f"it has not come back into the group for {outside:.0f} s; start kafkasrcd again")
 
     # ---- what an operator sees ---------------------------------------------------------------------------------
 

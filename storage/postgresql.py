@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalEr
 from sqlalchemy.pool import QueuePool
 
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
+from kafkasrcd.storage.refusals import Conflict
 from kafkasrcd.storage.schema import ensure_schema
 from kafkasrcd.storage.sql_store import Database
 
@@ -48,6 +49,8 @@ _MAY_PASS: Final = {
     "57P02": "crashed",
     "57P03": "is starting or stopping",
     "25P03": "ended a transaction that stood still for too long",
+}
+_CONFLICTS: Final = {
     "40001": "could not serialize the transaction",
     "40P01": "ended a deadlock",
 }
@@ -103,6 +106,8 @@ def explanation(url: URL, error: DBAPIError, *, at_start: bool = False) -> Kafka
     if state in _NEEDS_A_PERSON:
         kind = ConfigurationError if at_start else StoreUnavailable
         return kind(f"{shown(url)} {_NEEDS_A_PERSON[state]} ({said})")
+    if state in _CONFLICTS:
+        return Conflict(f"{shown(url)} {_CONFLICTS[state]} ({said})")
     if state in _MAY_PASS:
         return StoreUnavailable(f"{shown(url)} {_MAY_PASS[state]} ({said})")
     if (

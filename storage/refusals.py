@@ -1,7 +1,12 @@
 """Why a store did not record an offset: the same words from every implementation."""
 
-from kafkasrcd.errors import OffsetWentBackwards, StaleAssignment, StoreError
+from kafkasrcd.errors import OffsetWentBackwards, StaleAssignment, StoreError, StoreUnavailable
 from kafkasrcd.storage.offset_store import Advance, StoredOffset
+
+
+class Conflict(StoreUnavailable):
+    """Another transaction was in the way (a deadlock, a failed serialization): rolled back, and worth another attempt
+    at once. Nothing is the matter with the store."""
 
 
 def refusal(asked: Advance, stored: StoredOffset | None, *, has_slot: bool = True) -> StoreError:

@@ -14,7 +14,7 @@ import pytest
 
 from kafkasrcd.daemon.status import Status
 from kafkasrcd.errors import KafkasrcdError
-from tests.daemon_process import QUICK_SESSION, DaemonProcess
+from tests.daemon_process import DEADLINE_SECONDS, QUICK_SESSION, DaemonProcess
 from tests.kafka_cluster import KafkaCluster, Record
 from tests.ledger import Coordinate, Ledger, SteadyProducer
 from tests.waiting import wait_until
@@ -432,3 +432,25 @@ def test_a_daemon_that_ends_is_not_running(kafka: KafkaCluster, topic: str, tmp_
         daemon.terminate()
         with pytest.raises(KafkasrcdError, match="not running"):
             daemon.status()
+
+
+@pytest.mark.parametrize(("times", "exit_code"), [(1, None), (100, 70)])
+def test_a_handler_process_killed_while_it_starts_is_started_again(
+    kafka: KafkaCluster, topic: str, tmp_path: Path, times: int, exit_code: int | None
+) -> None:
+    """As for want of memory. That is no mistake in the configuration, for which it would stay down (exit code 78)."""
+    (tmp_path / "killed.py").write_text(
+        "import os, signal\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'ab', 0) as starts:\n"
+        "    starts.write(b'.')\n"
+        f"    if starts.tell() <= {times}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from tests.ledger import append\n"
+    )
+    with DaemonProcess(tmp_path, kafka.bootstrap, topic, "killed:append", settings=QUICK_SESSION) as daemon:
+        if exit_code is None:
+            daemon.wait_running(4)
+            assert daemon.terminate() == 0
+        else:
+            assert daemon.process.wait(DEADLINE_SECONDS) == exit_code
+            assert "SIGKILL" in daemon.log_text()

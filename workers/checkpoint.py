@@ -6,6 +6,7 @@ so whatever ends the transaction otherwise (a lost connection, a claim by anothe
 only has the records handled again, from where the committed ones end.
 """
 
+import random
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,6 +14,7 @@ from typing import Any, Final
 from kafkasrcd.errors import StaleAssignment, StoreError, StoreUnavailable
 from kafkasrcd.settings import Settings
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
+from kafkasrcd.storage.refusals import Conflict
 from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, TransactionEnded
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import Commits, HeldUp
@@ -24,6 +26,8 @@ from kafkasrcd.workers.ring import COMMITTABLE, PROCESSED, UNSAVED
 
 _FIRST_RETRY_NS: Final = 100_000_000
 _MOST_RETRY_NS: Final = 5_000_000_000
+_MOST_CONFLICT_NS: Final = 50_000_000
+"""Some transactions of a few records."""
 
 
 class Checkpoints(Commits):
@@ -33,7 +37,8 @@ class Checkpoints(Commits):
 
     def __init__(self, settings: Settings, bindings: HandlerBindings) -> None:
         self._interval_ns = settings.checkpoint_interval_ms * 1_000_000
-        self._most = settings.checkpoint_max_messages
+        self._most = self._most_now = settings.checkpoint_max_messages
+        """Fewer for a while where transactions of several processes get in each other's way."""
         self._bindings = bindings
         self._log = EventLog("checkpoint")
         self._known: set[PartitionCursor] = set()
@@ -46,6 +51,7 @@ class Checkpoints(Commits):
         """What a commit would have recorded of which nobody knows whether it was made."""
         self._retry_ns = _FIRST_RETRY_NS
         self._retry_at_ns = 0
+        self._random = random.Random()  # noqa: S311 - for jitter
 
     def given_up(self, cursor: PartitionCursor, offset: int) -> None:
         self._touch(cursor)
@@ -57,7 +63,7 @@ class Checkpoints(Commits):
 
     @property
     def _is_full(self) -> bool:
-        return self._count >= self._most
+        return self._count >= self._most_now
 
     @property
     def _is_due(self) -> bool:
@@ -115,6 +121,7 @@ class Checkpoints(Commits):
             cursor.release_done()
         self._forget()
         self._retry_ns = _FIRST_RETRY_NS
+        self._most_now = min(2 * self._most_now, self._most)
 
     def _rolled_back(self) -> None:
         """The transaction is undone: read everything again from where the committed records end."""
@@ -139,7 +146,14 @@ class Checkpoints(Commits):
                 self._bindings.channel.send(Fenced(binding=cursor.binding, reason=str(refusal)))
 
     def _away(self, error: StoreError) -> None:
-        """The store takes nothing now; everything waits, longer each time."""
+        """The store takes nothing now; everything waits, longer each time. Where only another transaction was in the
+        way, it is tried again soon, at a random moment and with fewer records: two that met will not for ever."""
+        if isinstance(error, Conflict):
+            self._log.repeated("transaction_conflict", f"the transaction is rolled back: {error}", same=())
+            self._most_now = max(1, min(self._most_now, self._count) // 2)
+            self._rolled_back()
+            self._hold_back(boottime_ns() + self._random.randrange(_MOST_CONFLICT_NS))
+            return
         self._log.repeated("store_unavailable", f"the transaction is rolled back: {error}", same=())
         self._rolled_back()
         self._wait(error)
@@ -158,9 +172,12 @@ class Checkpoints(Commits):
     def _wait(self, error: StoreError) -> None:
         self._retry_at_ns = boottime_ns() + self._retry_ns
         self._retry_ns = min(2 * self._retry_ns, _MOST_RETRY_NS)
-        for cursor in self._bindings.cursors():
-            cursor.retry_at_ns = self._retry_at_ns
+        self._hold_back(self._retry_at_ns)
         self._bindings.channel.send(StoreAway(str(error)))
+
+    def _hold_back(self, until_ns: int) -> None:
+        for cursor in self._bindings.cursors():
+            cursor.retry_at_ns = until_ns
 
     def _decided(self, made: bool) -> None:
         self._log.info("commit_known", f"the commit {'was' if made else 'was not'} made")
