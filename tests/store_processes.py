@@ -5,9 +5,12 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import text
 
 from kafkasrcd.errors import KafkasrcdError, StoreUnavailable
 from kafkasrcd.storage.offset_store import Advance, OffsetStore, TopicPartition
@@ -22,6 +25,7 @@ CONTENDED = PARTITIONS[:5]
 TURNS = 40
 REOPEN_EVERY = 10
 NOBODY = 65534
+MOST_EFFECTS = 1_000_000
 
 Epochs = dict[TopicPartition, list[int]]
 
@@ -117,6 +121,30 @@ def write_until_the_file_size_limit(url: str, is_async: str, pipe: Connection) -
             transaction.close()
             pipe.send(str(error))
             return
+
+
+def handle_until_refused(url: str, number: str, pipe: Connection) -> None:
+    """Commits effects with the offsets of one partition, and is in a transaction nearly all of the time. Sends how many
+    it has committed, or what went wrong."""
+    name, epoch = PARTITIONS[int(number)], pipe.recv()
+    transaction = EffectsTransaction(url, GROUP, BUSY_TIMEOUT_MS, 60.0)
+
+    def write(effect: int, tx: Any) -> None:
+        tx.execute(text("INSERT INTO effects VALUES (:number)"), {"number": int(number) * MOST_EFFECTS + effect})
+
+    committed = 0
+    try:
+        while True:
+            transaction.call(write, committed, "connection")
+            time.sleep(0.02)
+            if transaction.commit([Advance(name, epoch, committed + 1)]):
+                break
+            committed += 1
+    except Exception as error:
+        pipe.send(repr(error))
+    else:
+        pipe.send(committed)
+    transaction.close()
 
 
 def open_read_only(folder: str, folder_mode: str, pipe: Connection) -> None:
