@@ -64,6 +64,8 @@ class _Runner:
         self.ahead = max(_LEAST_AHEAD, _AHEAD * self._most)
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots: dict[int, _Slot] = {}
+        self._suspects: list[_Slot] = []
+        """Those that were taken over from a process that died with records in its hands."""
         self._defect: BaseException | None = None
         bindings.on_rewound = self._rewound
 
@@ -103,7 +105,9 @@ class _Runner:
     @property
     def limit(self) -> int:
         """How many records may be in the handler's hands now."""
-        return 1 if any(slot.is_suspect for slot in self._slots.values()) else self._most
+        while self._suspects and not self._suspects[-1].is_suspect:
+            self._suspects.pop()
+        return 1 if self._suspects else self._most
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -133,7 +137,9 @@ class _Runner:
         for binding in self._slots.keys() - bound.keys():
             self._slots.pop(binding).drop()
         for binding in bound.keys() - self._slots.keys():
-            self._slots[binding] = _Slot(self, bound[binding])
+            slot = self._slots[binding] = _Slot(self, bound[binding])
+            if slot.is_suspect:
+                self._suspects.append(slot)
 
     def _rewound(self) -> None:
         self.ready.clear()
@@ -183,6 +189,7 @@ class _Slot:
         """The one lane of a slot in partition order, and of one whose handler takes batches."""
         self._lanes: dict[bytes, _Lane] = {}
         self._in_hands = 0
+        self._dropped = False
         self._refill_below = 1 if runner.ordering is Ordering.PARTITION else runner.ahead // 2
         self._held: list[_Lane] = []
         """Lanes that may go on once the slot has its lease again."""
@@ -192,10 +199,12 @@ class _Slot:
     @property
     def is_suspect(self) -> bool:
         """Whether records are left of those that a process before this one may have ended by."""
-        return self.cursor.cells[PROCESSED] < self.cursor.suspect_until and self.cursor.failed is None
+        cursor = self.cursor
+        return not self._dropped and cursor.failed is None and cursor.cells[PROCESSED] < cursor.suspect_until
 
     def drop(self) -> None:
         """The slot is not this process's any more; nothing of it is in the handler's hands."""
+        self._dropped = True
         self._forget()
         self.runner.ready = deque(lane for lane in self.runner.ready if lane.slot is not self)
 
