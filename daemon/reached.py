@@ -17,6 +17,7 @@ from kafkasrcd.storage.offset_store import Layer, Layout
 
 _MOST_CHARACTERS: Final = 3_500
 """Kafka keeps 4,096 bytes (``offset.metadata.max.bytes``). What the note leaves out is repeated, and nothing lost."""
+_OURS: Final = "kafkasrcd epoch "
 _NOTE: Final = re.compile(
     r"kafkasrcd epoch [0-9]{1,18}, beyond ([0-9]{1,18})((?:; (?:key|none|partition)(?: \+[0-9]{1,18})+)+)"
 )
@@ -54,7 +55,7 @@ def beyond(next_offset: int, layers: Sequence[Layer]) -> tuple[Layer, ...]:
 def note_of(reached: Reached) -> str:
     """The commit's metadata: for whoever looks at the group with Kafka's tools, and for the next owner."""
     base = reached.next_offset
-    note = f"kafkasrcd epoch {reached.assignment_epoch}"
+    note = f"{_OURS}{reached.assignment_epoch}"
     layers = ""
     for layer in reached.layers:
         more = "".join(f" +{max(0, next_offset - base)}" for next_offset in layer.next_offsets)
@@ -62,6 +63,11 @@ def note_of(reached: Reached) -> str:
             break
         layers += f"; {layer.layout.ordering}{more}"
     return f"{note}, beyond {base}{layers}" if layers else note
+
+
+def is_ours(note: str) -> bool:
+    """Whether ``note_of`` wrote it: whether it was this daemon that committed."""
+    return note.startswith(_OURS)
 
 
 def layers_of(note: str, next_offset: int) -> tuple[Layer, ...]:

@@ -5,17 +5,18 @@ offset is in one transaction with the handlers' effects, and Kafka's only follow
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException
+from confluent_kafka import TopicPartition as KafkaTopicPartition
 
 from kafkasrcd.daemon.kafka_offsets import Committed, committed_offsets, offsets_at
 from kafkasrcd.daemon.membership import Membership
-from kafkasrcd.daemon.reached import beyond
+from kafkasrcd.daemon.reached import beyond, is_ours
 from kafkasrcd.daemon.topic_patterns import subscribes
 from kafkasrcd.errors import GroupError
 from kafkasrcd.settings import AutoOffsetReset, CommitStrategy, Settings
@@ -23,11 +24,9 @@ from kafkasrcd.storage.offset_store import Claim, Layer, Layout, OffsetStore, To
 from kafkasrcd.workers.event_log import EventLog
 
 _ANSWER_SECONDS: Final = 10.0
-"""For the list of topics: many times what a slow broker takes."""
+"""For the topics and the group's offsets: many times what a slow broker takes."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
-_WHATEVER_WAS_BEFORE: Final = (AutoOffsetReset.EARLIEST.value, AutoOffsetReset.ERROR.value)
-"""The policies to which a partition that was added is like any other."""
 
 
 class StartPoint(msgspec.Struct, frozen=True):
@@ -55,21 +54,23 @@ class StartPoint(msgspec.Struct, frozen=True):
 
 
 class _Before(msgspec.Struct, frozen=True):
-    """What there was when this daemon started: of each topic, how many partitions; which of them had an offset."""
+    """What there was when this daemon started: of each topic, how many partitions; which of them had an offset, and
+    whether this daemon had committed it."""
 
     partitions: dict[str, int]
-    committed: frozenset[TopicPartition] = frozenset()
+    committed: dict[TopicPartition, bool] = {}
 
     def had(self, name: TopicPartition) -> bool:
         """Whether the group started with this partition, or may have.
 
-        Partitions are numbered in the order in which they are added, and where a group starts with a topic, it records
-        all of its partitions at once: one without an offset, behind none without, came later.
+        Partitions are numbered in the order in which they are added, and this daemon records all of a topic at once
+        when it starts with it. So where it has recorded the first ones, those behind them came later. Of what others
+        have committed nothing follows: many commit only what they have read something of.
         """
         if name.partition >= self.partitions.get(name.topic, 0):
             return False
-        earlier = (TopicPartition(name.topic, number) for number in range(name.partition))
-        return name.partition == 0 or not all(each in self.committed for each in earlier)
+        ours = {each.partition: mine for each, mine in self.committed.items() if each.topic == name.topic}
+        return not ours or not all(ours.values()) or name.partition in ours or max(ours) >= len(ours)
 
 
 class StartPoints:
@@ -81,6 +82,9 @@ class StartPoints:
         self._store_decides = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
         self._policy = settings.start_from or settings.auto_offset_reset.value
         self._before: Future[_Before] | None = None
+        self._known_before: _Before | None = None
+        self._in_kafka: set[TopicPartition] = set()
+        """Those that the group was seen to have an offset of."""
         self._log = EventLog("start")
 
     def look_around(self, kafka: Membership) -> None:
@@ -88,8 +92,12 @@ class StartPoints:
 
         Before, so that what other members record in the same first generation is not taken for what there was.
         """
-        if self._policy not in _WHATEVER_WAS_BEFORE:
-            self._before = kafka.call(self._look)
+        self._before = kafka.call(self._look)
+
+    def note_committed(self, names: Iterable[TopicPartition]) -> None:
+        """The group in Kafka has an offset of these. While it has members, an offset goes with its topic only: one
+        that is gone later belonged to a topic that was deleted, and created anew where there is a partition again."""
+        self._in_kafka.update(names)
 
     def find(
         self,
@@ -99,22 +107,35 @@ class StartPoints:
         kafka: Membership,
     ) -> dict[TopicPartition, StartPoint]:
         """Where it was ``moved`` to, else where the authority has it, else where the other one has it, else by
-        ``start_from``. The store is made to agree.
+        ``start_from``; a partition of a topic that was created anew, at its beginning. The store is made to agree.
 
         Raises StoreError or GroupError where that cannot be found out now.
         """
-        if self._before is None and self._policy not in _WHATEVER_WAS_BEFORE:
+        if self._before is None:
             self._before = kafka.call(_count)  # by now members may have recorded something: of that nothing follows
         unmoved = [name for name in claims if name not in moved]
         committed = kafka.call(lambda consumer: committed_offsets(consumer, unmoved)).result() if unmoved else {}
+        absent = [name for name in unmoved if name not in committed]
+        before = self._what_was_before(kafka) if absent else _Before({})
+        anew = {name for name in absent if name in self._in_kafka}
         found: dict[TopicPartition, StartPoint] = {}
+        for name in sorted(anew):
+            self._log.warning(
+                "topic_recreated",
+                f"{name} had an offset in Kafka, which went with its topic: what the store has, "
+                f"{claims[name].next_offset}, is of the one before",
+                topic=name.topic,
+                partition=name.partition,
+                stored=claims[name].next_offset,
+            )
         for name, claim in claims.items():
-            point = self._recorded(claim, moved.get(name), committed.get(name))
+            point = None if name in anew else self._recorded(claim, moved.get(name), committed.get(name))
             if point is not None:
                 found[name] = point
         missing = [name for name in claims if name not in found]
         if missing:
-            offsets = self._first_offsets(missing, kafka)
+            added = [name for name in missing if name in anew or not before.had(name)]
+            offsets = self._first_offsets(missing, added, kafka)
             for name in missing:
                 epoch = claims[name].assignment_epoch
                 found[name] = (
@@ -123,6 +144,8 @@ class StartPoints:
                     else StartPoint(epoch, None, problem="no committed offset, and auto_offset_reset is error")
                 )
         self._correct_store(claims, found, store)
+        self._in_kafka -= anew
+        self._in_kafka |= committed.keys()
         return {name: found[name] for name in claims}
 
     def _recorded(self, claim: Claim, moved: int | None, committed: Committed | None) -> StartPoint | None:
@@ -166,25 +189,22 @@ class StartPoints:
             offset=point.next_offset,
         )  # fmt: skip
 
-    def _first_offsets(self, names: Sequence[TopicPartition], kafka: Membership) -> dict[TopicPartition, int]:
+    def _first_offsets(
+        self, names: Sequence[TopicPartition], added: Sequence[TopicPartition], kafka: Membership
+    ) -> dict[TopicPartition, int]:
         """For partitions that nobody has an offset of: by ``start_from``, which says where in a topic the group
-        starts. One that was added since belongs to it from its first record on, whatever that says."""
+        starts. Those that were ``added`` since belong to it from their first record on, whatever that says."""
         if self._policy == AutoOffsetReset.ERROR:
             return {}
-        if self._policy in _WHATEVER_WAS_BEFORE:
-            return kafka.call(lambda consumer: self._by_policy(consumer, names)).result()
-        before = self._what_was_before(kafka)
-        added = [name for name in names if not before.had(name)]
-        others = [name for name in names if before.had(name)]
         offsets: dict[TopicPartition, int] = {}
         if added:
             offsets |= kafka.call(lambda consumer: offsets_at(consumer, added, OFFSET_BEGINNING)).result()
-        if others:
+        if others := [name for name in names if name not in added]:
             offsets |= kafka.call(lambda consumer: self._by_policy(consumer, others)).result()
         for name in added:
             self._log.info(
                 "partition_added",
-                f"{name} came after the group had started: it is read from its beginning, {offsets[name]}",
+                f"{name} is newer than the group's start: it is read from its beginning, {offsets[name]}",
                 topic=name.topic,
                 partition=name.partition,
                 offset=offsets[name],
@@ -204,10 +224,14 @@ class StartPoints:
         if self._before is None:
             self._before = kafka.call(_count)
         try:
-            return self._before.result()
+            before = self._before.result()
         except GroupError:
             self._before = None  # it is asked again with the next claim
             raise
+        if before is not self._known_before:
+            self._known_before = before
+            self._in_kafka |= before.committed.keys()
+        return before
 
     def _look(self, consumer: Consumer) -> _Before:
         before = _count(consumer)
@@ -218,8 +242,7 @@ class StartPoints:
             if partitions < sys.maxsize
             for number in range(partitions)
         ]
-        committed = frozenset(committed_offsets(consumer, names)) if names else frozenset[TopicPartition]()
-        return _Before(before.partitions, committed)
+        return _Before(before.partitions, _committers(consumer, names))
 
     def _correct_store(
         self, claims: Mapping[TopicPartition, Claim], found: Mapping[TopicPartition, StartPoint], store: OffsetStore
@@ -244,3 +267,17 @@ def _count(consumer: Consumer) -> _Before:
     # Where the broker cannot say what a topic has, it may have had anything.
     counts = {name: len(topic.partitions) if topic.error is None else sys.maxsize for name, topic in topics.items()}
     return _Before(counts)
+
+
+def _committers(consumer: Consumer, names: Sequence[TopicPartition]) -> dict[TopicPartition, bool]:
+    """Those that the group has an offset of: whether this daemon committed it."""
+    asked = [KafkaTopicPartition(name.topic, name.partition) for name in names]
+    try:
+        answered = consumer.committed(asked, timeout=_ANSWER_SECONDS) if asked else []
+    except KafkaException as exception:
+        raise GroupError(f"the committed offsets cannot be read: {exception.args[0].str()}") from exception
+    return {
+        TopicPartition(each.topic, each.partition): is_ours(each.metadata or "")
+        for each in answered
+        if each.error is None and each.offset >= 0
+    }

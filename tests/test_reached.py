@@ -431,17 +431,67 @@ def test_a_topic_that_is_not_there_yet_is_read_from_its_beginning() -> None:
     assert started.find(points, [NAME])[NAME].next_offset == 0
 
 
-def test_a_partition_behind_those_that_the_group_had_is_read_from_its_beginning() -> None:
-    """It was added while no member ran, or just before this one started."""
+@pytest.mark.parametrize(
+    ("with_offset", "notes", "from_the_beginning"),
+    [
+        ((0, 1), ["kafkasrcd epoch 3"] * 2, (2, 3)),  # added while no member ran, or just before this one started
+        ((0, 1), ["kafkasrcd epoch 3, beyond 7; key +5 +0", "kafkasrcd epoch 3"], (2, 3)),
+        ((0, 1), ["kafkasrcd epoch 3", ""], ()),
+        ((0, 1), ["", ""], ()),
+        ((), [], ()),
+        ((1, 3), ["kafkasrcd epoch 3"] * 2, ()),  # no way in which this daemon leaves a topic
+        ((0, 1, 2, 3), ["kafkasrcd epoch 3"] * 4, ()),
+    ],
+)
+def test_partitions_behind_those_that_this_daemon_had_are_read_from_their_beginning(
+    with_offset: tuple[int, ...], notes: list[str], from_the_beginning: tuple[int, ...]
+) -> None:
     names = [TopicPartition("orders", number) for number in range(4)]
     started = Started(start_from="latest")
     started.group.ends = dict.fromkeys(names, 1000)
-    started.group.offsets = {names[0]: (7, ""), names[1]: (7, "")}
+    started.group.offsets = {names[number]: (7, note) for number, note in zip(with_offset, notes, strict=True)}
     points = StartPoints(started.settings, WHOLE)
     points.look_around(started.group.member)
     found = started.find(points, names)
-    # The last one is behind one without an offset: a group that had recorded neither may have started with both.
-    assert [found[name].next_offset for name in names] == [7, 7, 0, 1000]
+    assert [found[name].next_offset for name in names] == [
+        7 if number in with_offset else 0 if number in from_the_beginning else 1000 for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize("strategy", [CommitStrategy.PERIODIC, CommitStrategy.ON_CHECKPOINT])
+@pytest.mark.parametrize("how", ["looked", "found", "noted"])
+def test_what_the_store_has_of_a_topic_that_was_deleted_is_void(
+    strategy: CommitStrategy, how: str, events: Events
+) -> None:
+    """An offset that goes while the group has members went with its topic; the new one's records are others."""
+    started = Started(commit_strategy=strategy, start_from="latest")
+    points = StartPoints(started.settings, KEY_2)
+    if how == "looked":
+        started.group.offsets[NAME] = (20, "")
+    points.look_around(started.group.member)
+    if how == "found":
+        started.group.offsets[NAME] = (20, "")
+    point = started.find(points, [NAME], KEY_2)[NAME]
+    started.advance(point, (1030, 1020), KEY_2)
+    if how == "noted":
+        points.note_committed([NAME])
+    started.group.offsets.clear()
+    assert started.find(points, [NAME], KEY_2)[NAME] == StartPoint(2, 0)
+    assert started.stored() == 0
+    (event,) = events.of("topic_recreated")
+    assert (event["level"], event["stored"]) == ("warning", 1020)
+    # Not again: until Kafka has an offset of the new one, the store's is all there is.
+    started.advance(StartPoint(2, 0), (9, 8), KEY_2)
+    assert started.find(points, [NAME], KEY_2)[NAME] == StartPoint(3, 8, (Layer(KEY_2, (9, 8)),))
+
+
+def test_with_error_a_topic_that_was_created_anew_does_not_start() -> None:
+    started = Started(auto_offset_reset=AutoOffsetReset.ERROR)
+    points = StartPoints(started.settings, WHOLE)
+    started.group.offsets[NAME] = (20, "")
+    started.find(points, [NAME])
+    started.group.offsets.clear()
+    assert started.find(points, [NAME])[NAME].next_offset is None
 
 
 def test_what_other_members_record_after_the_start_is_not_what_there_was() -> None:
@@ -454,16 +504,6 @@ def test_what_other_members_record_after_the_start_is_not_what_there_was() -> No
         assert started.find(points, names[1:])[names[1]].next_offset == 1000
         started.store = MemoryOffsetStore("billing")
         started.group.offsets.clear()
-
-
-def test_with_error_and_earliest_nothing_is_asked_about_before() -> None:
-    for policy in (AutoOffsetReset.EARLIEST, AutoOffsetReset.ERROR):
-        started = Started(auto_offset_reset=policy)
-        points = StartPoints(started.settings, WHOLE)
-        started.group.problem = KafkaError(KafkaError._ALL_BROKERS_DOWN)
-        points.look_around(started.group.member)
-        started.group.problem = None
-        started.find(points, [NAME])
 
 
 def test_a_look_around_that_failed_is_made_again() -> None:
