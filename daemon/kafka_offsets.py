@@ -1,4 +1,4 @@
-"""Questions and commits about a group's offsets, in our types. Called on the membership's thread; each may block."""
+"""Questions and commits about a group's offsets, in our types. Each may block."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final

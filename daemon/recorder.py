@@ -14,6 +14,7 @@ import msgspec
 
 from kafkasrcd.daemon.kafka_offsets import broker_answers, commit
 from kafkasrcd.daemon.membership import Membership
+from kafkasrcd.daemon.questions import Questions
 from kafkasrcd.daemon.reached import Reached
 from kafkasrcd.daemon.start_points import StartPoint, StartPoints
 from kafkasrcd.errors import StaleAssignment, StoreError
@@ -38,6 +39,7 @@ class Recorder:
     """The coroutines run on the recorder's thread, one after the other; a cancelled one finishes there, unheard."""
 
     def __init__(self, settings: Settings, owner: str, layout: Layout) -> None:
+        self._settings = settings
         self._owner = owner
         self._layout = layout
         self._handlers_advance = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
@@ -46,14 +48,17 @@ class Recorder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
         self._store: OffsetStore | None = None
         self._membership: Membership | None = None
+        self._questions: Questions | None = None
 
     async def open(self, open_store: Callable[[], OffsetStore]) -> None:
         """Open the store, on the thread that will use it."""
         self._store = await self._run(open_store)
 
     def connect(self, membership: Membership) -> None:
-        """Ask and commit as this member of the group from now on."""
+        """Commit as this member of the group from now on. Before it joins: what the group has then is looked at."""
         self._membership = membership
+        self._questions = Questions(self._settings)
+        self._start_points.look_around(self._questions)
 
     async def claim(
         self, names: Sequence[TopicPartition], moved: Mapping[TopicPartition, int]
@@ -80,6 +85,8 @@ class Recorder:
         store = self._store
         if store is not None:
             self._thread.submit(store.close)
+        if self._questions is not None:
+            self._questions.close()
         self._thread.shutdown(wait=False)
 
     async def _run(self, call: Callable[[], T]) -> T:
@@ -101,7 +108,9 @@ class Recorder:
         self, names: Sequence[TopicPartition], moved: Mapping[TopicPartition, int]
     ) -> dict[TopicPartition, StartPoint]:
         claims = self._offsets.claim(names, self._owner, self._layout)
-        return self._start_points.find(claims, moved, self._offsets, self._kafka)
+        if self._questions is None:
+            raise RuntimeError("the recorder is used before it is connected")
+        return self._start_points.find(claims, moved, self._offsets, self._questions)
 
     def _record(self, offsets: Mapping[TopicPartition, Reached]) -> Recorded:
         refused = self._offsets.advance(
@@ -116,6 +125,7 @@ class Recorder:
         taken = {name: reached for name, reached in offsets.items() if name not in refused}
         refused_by_kafka = self._kafka.call(lambda consumer: commit(consumer, taken)).result() if taken else {}
         accepted = {name: reached for name, reached in taken.items() if name not in refused_by_kafka}
+        self._start_points.note_committed(accepted)
         if taken and time.monotonic() >= self._remember_due:
             self._remember_due = time.monotonic() + _REMEMBER_SECONDS
             self._offsets.remember(taken)

@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaExcepti
 from confluent_kafka import TopicPartition as KafkaTopicPartition
 
 from kafkasrcd.daemon.kafka_offsets import Committed, committed_offsets, offsets_at
-from kafkasrcd.daemon.membership import Membership
+from kafkasrcd.daemon.questions import Questions
 from kafkasrcd.daemon.reached import beyond, is_ours
 from kafkasrcd.daemon.topic_patterns import subscribes
 from kafkasrcd.errors import GroupError
@@ -87,7 +87,7 @@ class StartPoints:
         """Those that the group was seen to have an offset of."""
         self._log = EventLog("start")
 
-    def look_around(self, kafka: Membership) -> None:
+    def look_around(self, kafka: Questions) -> None:
         """Before the group is joined: ask what there is by then. Does not block.
 
         Before, so that what other members record in the same first generation is not taken for what there was.
@@ -104,7 +104,7 @@ class StartPoints:
         claims: Mapping[TopicPartition, Claim],
         moved: Mapping[TopicPartition, int],
         store: OffsetStore,
-        kafka: Membership,
+        kafka: Questions,
     ) -> dict[TopicPartition, StartPoint]:
         """Where it was ``moved`` to, else where the authority has it, else where the other one has it, else by
         ``start_from``; a partition of a topic that was created anew, at its beginning. The store is made to agree.
@@ -190,7 +190,7 @@ class StartPoints:
         )  # fmt: skip
 
     def _first_offsets(
-        self, names: Sequence[TopicPartition], added: Sequence[TopicPartition], kafka: Membership
+        self, names: Sequence[TopicPartition], added: Sequence[TopicPartition], kafka: Questions
     ) -> dict[TopicPartition, int]:
         """For partitions that nobody has an offset of: by ``start_from``, which says where in a topic the group
         starts. Those that were ``added`` since belong to it from their first record on, whatever that says."""
@@ -220,7 +220,7 @@ class StartPoints:
             return offsets_at(consumer, names, -(-since // _MILLISECOND))  # rounded up: nothing older
         return offsets_at(consumer, names, OFFSET_BEGINNING if kind == AutoOffsetReset.EARLIEST else OFFSET_END)
 
-    def _what_was_before(self, kafka: Membership) -> _Before:
+    def _what_was_before(self, kafka: Questions) -> _Before:
         if self._before is None:
             self._before = kafka.call(_count)
         try:

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafkasrcd.daemon.kafka_offsets import commit
-from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.partition import Partition
+from kafkasrcd.daemon.questions import Questions
 from kafkasrcd.daemon.reached import Reached, beyond, layers_of, note_of
 from kafkasrcd.daemon.start_points import StartPoint, StartPoints
 from kafkasrcd.errors import GroupError
@@ -176,8 +176,8 @@ class ToldGroup:
         self.problem: KafkaError | None = None
 
     @property
-    def member(self) -> Membership:
-        return cast(Membership, self)
+    def member(self) -> Questions:
+        return cast(Questions, self)
 
     def call(self, function: Callable[[Consumer], Any]) -> "Future[Any]":
         future: Future[Any] = Future()
