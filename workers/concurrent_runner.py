@@ -248,12 +248,12 @@ class _Slot:
         cursor.retry_at_ns = 0
         # In partition order one frame is enough: nothing can pass what waits.
         ahead = 1 if self.runner.ordering is Ordering.PARTITION else self.runner.ahead
-        while len(prefix) < ahead and cursor.load() and cursor.columns is not None:
+        while prefix.unfinished < ahead and cursor.load() and cursor.columns is not None:
             columns = cursor.columns
             for index in range(cursor.index, len(columns.values)):
                 self._put(columns, index)
             cursor.index = len(columns.values)
-        cursor.full = len(prefix) >= ahead
+        cursor.full = prefix.unfinished >= ahead
         return IDLE_MS
 
     def _put(self, columns: Columns, index: int) -> None:
@@ -333,7 +333,7 @@ class _Slot:
             self._make_ready(lane)
         elif lane.name is not None:
             del self._lanes[lane.name]
-        if cursor.full and cursor.prefix is not None and len(cursor.prefix) < self._refill_below:
+        if cursor.full and cursor.prefix is not None and cursor.prefix.unfinished < self._refill_below:
             self.turn()
             self.runner.start_tasks()
             self.runner.wake.set()  # to announce that this one sleeps, where it does

@@ -30,9 +30,9 @@ class ManualCommits(Commits):
         """Does not wait: the supervisor records it within its next turn."""
         with self._lock:
             found = self._uncommitted.get((message.topic, message.partition))
-            if found is not None:
-                self._finish(*found, message.offset)
-        os.eventfd_write(self._bell, 1)
+            moved = found is not None and self._finish(*found, message.offset)
+        if moved:
+            os.eventfd_write(self._bell, 1)
 
     def loaded(self, cursor: PartitionCursor, offsets: Sequence[int]) -> None:
         with self._lock:
@@ -50,7 +50,8 @@ class ManualCommits(Commits):
                 del self._uncommitted[cursor.topic, cursor.partition]
 
     @staticmethod
-    def _finish(cursor: PartitionCursor, uncommitted: Prefix, offset: int) -> None:
+    def _finish(cursor: PartitionCursor, uncommitted: Prefix, offset: int) -> bool:
         moved = uncommitted.finish(offset)
         if moved is not None:
             cursor.cells[COMMITTABLE] = moved
+        return moved is not None

@@ -45,6 +45,11 @@ class Prefix:
         """How many are waiting, finished beyond the prefix or not."""
         return len(self._waiting)
 
+    @property
+    def unfinished(self) -> int:
+        """How many are not finished."""
+        return len(self._waiting) - len(self._finished)
+
     def clear(self) -> None:
         """Nothing is loaded any more."""
         self._waiting.clear()
