@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 from kafkasrcd.errors import StoreError, StoreUnavailable
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.transaction import (
+    RELEASE,
     ROLL_BACK_TO,
     SAVEPOINT,
     Effects,
@@ -77,6 +78,8 @@ class AsyncEffectsTransaction:
         """As ``EffectsTransaction.commit``."""
         connection = await self._begun()
         async with self._ours():
+            if self._in_savepoint:
+                await connection.exec_driver_sql(RELEASE)
             refusals = await connection.run_sync(self._effects.rows.advance, advances)
         if refusals:
             await self.rollback()

@@ -247,6 +247,10 @@ class EffectsTransaction:
         """
         connection = self._begun()
         try:
+            if self._in_savepoint:
+                # Gone where a handler has ended the transaction and begun another unseen, as in one string of SQL: then
+                # this one has not what the calls did.
+                connection.exec_driver_sql(RELEASE)
             refusals = self._effects.rows.advance(connection, advances)
         except SQLAlchemyError as error:
             raise self._gone(self._effects.explain(error)) from error

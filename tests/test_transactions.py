@@ -468,6 +468,29 @@ class TestHandlerSwallows:
         assert transaction.commit([Advance(FIRST, mine, 5)]) == {}
         assert database.recorded == 5
 
+    @pytest.mark.parametrize("in_one_string", [False, True])
+    def test_the_transaction_that_it_ended_unseen(
+        self, database: Database, transaction: Transaction, in_one_string: bool
+    ) -> None:
+        """Below SQLAlchemy, or two statements at once: the commit finds that what it has is not what the calls did."""
+        mine = database.claim()
+
+        def end(_: object, tx: Connection) -> None:
+            if in_one_string and database.server is not None:
+                tx.exec_driver_sql("ROLLBACK; BEGIN")
+            else:
+                cursor = tx.connection.cursor()
+                for statement in ("ROLLBACK", "BEGIN"):
+                    cursor.execute(statement)
+                cursor.close()
+
+        transaction.call(write, 1, "connection")
+        transaction.call(end, None, "connection")
+        with pytest.raises(StoreUnavailable, match="kafkasrcd_call"):
+            transaction.commit([Advance(FIRST, mine, 3)])
+        assert not transaction.active
+        assert (database.effects, database.recorded) == ([], None)
+
 
 def cut(database: Database) -> None:
     assert database.cut() == 1
