@@ -12,6 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from kafkasrcd.errors import StoreError, StoreUnavailable
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
+from kafkasrcd.storage.sqlite import BEGIN_TO_WRITE, DO_NOT_WAIT, wait_again
 from kafkasrcd.storage.transaction import (
     RELEASE,
     ROLL_BACK_TO,
@@ -54,6 +55,7 @@ class AsyncEffectsTransaction:
             for statement in self._effects.next_savepoint if self._in_savepoint else (SAVEPOINT,):
                 await connection.exec_driver_sql(statement)
             self._in_savepoint = True
+        self._effects.in_call = True
         try:
             if kind == "connection":
                 returned = await function(argument, connection)
@@ -71,7 +73,7 @@ class AsyncEffectsTransaction:
             await self._undo_call(connection, error)  # also where what it waited for was cancelled
             raise
         finally:
-            self._effects.errors.clear()
+            self._effects.call_ended()
         return returned
 
     async def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
@@ -116,6 +118,7 @@ class AsyncEffectsTransaction:
     async def close(self) -> None:
         """Undo what is open, and disconnect."""
         await self._drop()
+        self._effects.close()
 
     async def _begun(self) -> AsyncConnection:
         if self._lost_calls:
@@ -128,12 +131,20 @@ class AsyncEffectsTransaction:
                 take_over(self._engine.sync_engine.dialect)
             connection = self._connection
             if not self.active:
-                for statement in self._effects.begin:
-                    await connection.exec_driver_sql(statement)
+                await self._begin(connection)
                 self._effects.ended = False
                 self.active = True
-        self._effects.errors.clear()
         return connection
+
+    async def _begin(self, connection: AsyncConnection) -> None:
+        turns = self._effects.turns
+        if turns is None:
+            await connection.exec_driver_sql("BEGIN")
+        else:
+            await connection.exec_driver_sql("PRAGMA synchronous=FULL")
+            await connection.exec_driver_sql(DO_NOT_WAIT)
+            await turns.wait_async(lambda: connection.exec_driver_sql(BEGIN_TO_WRITE))
+            await connection.exec_driver_sql(wait_again(self._effects.busy_timeout_ms))
 
     @asynccontextmanager
     async def _ours(self, explain: Callable[[SQLAlchemyError], StoreUnavailable] | None = None) -> AsyncIterator[None]:

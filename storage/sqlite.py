@@ -14,9 +14,13 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
 from kafkasrcd.storage.schema import ensure_schema, found_revision
 from kafkasrcd.storage.sql_store import Database
+from kafkasrcd.storage.turns import Turns, locked
 
 WAL_RETRY_SECONDS = 0.01
 """Between attempts to turn on the write-ahead log: others hold the file for about a commit, 1 ms or so."""
+
+BEGIN_TO_WRITE = "BEGIN IMMEDIATE"
+DO_NOT_WAIT = "PRAGMA busy_timeout=0"
 
 _WRITABLE = "the daemon's user must be able to write it and its folder"
 
@@ -54,6 +58,8 @@ class SqliteDatabase(Database):
         self.path = path = sqlite_path(url)
         self._busy_timeout_ms = busy_timeout_ms
         self._shared = shared
+        # Effects are written for as long as a checkpoint's interval at a time; the store's own writes take 1 ms or so.
+        self._turns = Turns(path, busy_timeout_ms) if shared else None
         # isolation_level None: the driver begins nothing by itself. Its own choice, BEGIN DEFERRED, takes the write
         # lock in the middle of a transaction, and then fails at once where another writer was faster, without waiting.
         self._engine = create_engine(
@@ -72,9 +78,14 @@ class SqliteDatabase(Database):
         """Alone from its start on. The log is written in order, and a durable one takes all before it to the disk."""
         with self._explained():
             self._refuse_a_replaced_file()
-            synchronous = "FULL" if durable else "NORMAL"
-            with self._transaction(f"PRAGMA synchronous={synchronous}", "BEGIN IMMEDIATE") as connection:
-                yield connection
+            synchronous = f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}"
+            if self._turns is None:
+                with self._transaction(synchronous, "BEGIN IMMEDIATE") as connection:
+                    yield connection
+            else:
+                with self._transaction(synchronous) as connection:
+                    begin_in_turn(connection, self._turns, self._busy_timeout_ms)
+                    yield connection
 
     @contextmanager
     def claiming(self, group_id: str) -> Iterator[Connection]:
@@ -90,6 +101,8 @@ class SqliteDatabase(Database):
 
     def close(self) -> None:
         self._engine.dispose()
+        if self._turns is not None:
+            self._turns.close()
 
     @contextmanager
     def _transaction(self, *begin: str) -> Iterator[Connection]:
@@ -147,20 +160,29 @@ class SqliteDatabase(Database):
             raise kind(f"{self.path} cannot be used ({error.strerror}); {_WRITABLE}") from error
 
 
+def begin_in_turn(connection: Connection, turns: Turns, busy_timeout_ms: int) -> None:
+    """Take the write lock when it is this writer's turn; ``turns`` waits, and not SQLite."""
+    connection.exec_driver_sql(DO_NOT_WAIT)
+    turns.wait(lambda: connection.exec_driver_sql(BEGIN_TO_WRITE))
+    connection.exec_driver_sql(wait_again(busy_timeout_ms))
+
+
 def explanation(path: Path, busy_timeout_ms: int, error: DBAPIError, *, at_start: bool = False) -> KafkasrcdError:
     """``error`` in our words; a ConfigurationError only ``at_start``, else StoreUnavailable."""
     code, text = primary_code(error), str(error.orig)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreUnavailable(
-            f"{path} was locked by another process for {busy_timeout_ms} ms ({text}); "
-            "find what holds it (fuser), or raise store.busy_timeout_ms"
-        )
+        return locked(path, busy_timeout_ms, text)
     cure = _MAY_PASS.get(code)
     if cure is None:
         cure = _NEEDS_A_PERSON.get(code, "cannot be used; see SQLite's words")
         if at_start:
             return ConfigurationError(f"{path} {cure} ({text})")
     return StoreUnavailable(f"{path} {cure} ({text})")
+
+
+def wait_again(busy_timeout_ms: int) -> str:
+    """The opposite of ``DO_NOT_WAIT``."""
+    return f"PRAGMA busy_timeout={busy_timeout_ms}"
 
 
 def lost(path: Path, busy_timeout_ms: int, error: DBAPIError) -> StoreUnavailable | None:

@@ -21,6 +21,7 @@ from kafkasrcd.storage import postgresql, sqlite
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.offset_rows import OffsetRows
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
+from kafkasrcd.storage.turns import Turns
 
 Kind = Literal["connection", "session"]
 
@@ -44,17 +45,20 @@ class Effects:
     def __init__(self, url: str, group_id: str, busy_timeout_ms: int, idle_timeout_seconds: float) -> None:
         self.rows = OffsetRows(group_id, wall_clock_ms)
         self.errors: list[DBAPIError] = []
-        """Those of our own connection since the call began. A handler may have others, whose errors end nothing here,
-        and may let none of ours through."""
+        """Those of our own connection ``in_call``. A handler may have others, whose errors end nothing here, and may
+        let none of ours through."""
+        self.in_call = False
         self.ended = False
         """Whether a statement has ended the transaction, also where another has begun one since."""
-        self._busy_timeout_ms = busy_timeout_ms
+        self.busy_timeout_ms = busy_timeout_ms
         self._path: Path | None = None
+        self.turns: Turns | None = None
         self._identity: tuple[int, int] | None = None
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             self._path = sqlite.sqlite_path(url)
             self.url = URL.create("sqlite", database=str(self._path))
+            self.turns = Turns(self._path, busy_timeout_ms)
             self.arguments: dict[str, Any] = {"timeout": busy_timeout_ms / 1000, "isolation_level": None}
         else:
             self.url = postgresql.postgresql_url(url)
@@ -63,7 +67,6 @@ class Effects:
         # One round trip: what the call before has done stays, and this one can be undone by itself.
         both = f"{RELEASE}; {SAVEPOINT}"
         self.next_savepoint = (RELEASE, SAVEPOINT) if self.is_sqlite else (both,)
-        self.begin = ("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") if self.is_sqlite else ("BEGIN",)
 
     @property
     def shown(self) -> str:
@@ -74,7 +77,7 @@ class Effects:
         """Keep what its connection goes through in ``errors`` and ``ended``."""
 
         def note(context: ExceptionContext) -> None:
-            if isinstance(context.sqlalchemy_exception, DBAPIError):
+            if self.in_call and isinstance(context.sqlalchemy_exception, DBAPIError):
                 self.errors.append(context.sqlalchemy_exception)
 
         def look(connection: Connection, *_: object) -> None:
@@ -83,14 +86,28 @@ class Effects:
         event.listen(engine, "handle_error", note)
         event.listen(engine, "after_cursor_execute", look)
 
+    def call_ended(self) -> None:
+        """What its errors hold on to is let go."""
+        self.in_call = False
+        self.errors.clear()
+
     def check_place(self) -> None:
         """Before each use: raises StoreUnavailable where SQLite's file is gone or another one.
 
         SQLite would create an empty one, or write on into one that nobody can open any more.
         """
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             self._identity = self._identity or sqlite.identity(self._path)
             sqlite.refuse_a_replaced_file(self._path, self._identity)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path} cannot be used ({error.strerror})") from error
+
+    def close(self) -> None:
+        """After the connection."""
+        if self.turns is not None:
+            self.turns.close()
 
     def in_transaction(self, connection: Connection) -> bool:
         """Whether the driver is in a transaction that can go on; also where the handler has closed the connection."""
@@ -126,7 +143,7 @@ class Effects:
             return None
         if self._path is None:
             return postgresql.lost(self.url, error)
-        return sqlite.lost(self._path, self._busy_timeout_ms, error)
+        return sqlite.lost(self._path, self.busy_timeout_ms, error)
 
     def explain(self, error: SQLAlchemyError) -> StoreUnavailable:
         """An error of a statement of ours: whatever it is, nothing was committed."""
@@ -224,6 +241,7 @@ class EffectsTransaction:
             self._in_savepoint = True
         except SQLAlchemyError as error:
             raise self._gone(self._effects.explain(error)) from error
+        self._effects.in_call = True
         try:
             if kind == "connection":
                 returned = function(argument, connection)
@@ -236,7 +254,7 @@ class EffectsTransaction:
             self._undo_call(connection, error)
             raise
         finally:
-            self._effects.errors.clear()
+            self._effects.call_ended()
         return returned
 
     def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
@@ -301,6 +319,7 @@ class EffectsTransaction:
     def close(self) -> None:
         """Undo what is open, and disconnect."""
         self._drop()
+        self._effects.close()
 
     def _begun(self) -> Connection:
         try:
@@ -309,8 +328,7 @@ class EffectsTransaction:
                 self._connection = self._engine.connect()
                 take_over(self._engine.dialect)  # only now: SQLAlchemy's own first look at a database rolls back
             if not self.active:
-                for statement in self._effects.begin:
-                    self._connection.exec_driver_sql(statement)
+                self._begin(self._connection)
                 self._effects.ended = False
                 self.active = True
         except SQLAlchemyError as error:
@@ -318,8 +336,15 @@ class EffectsTransaction:
         except StoreUnavailable:
             self._drop()
             raise
-        self._effects.errors.clear()
         return self._connection
+
+    def _begin(self, connection: Connection) -> None:
+        turns = self._effects.turns
+        if turns is None:
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.exec_driver_sql("PRAGMA synchronous=FULL")
+            sqlite.begin_in_turn(connection, turns, self._effects.busy_timeout_ms)
 
     def _undo_call(self, connection: Connection, error: BaseException) -> None:
         """Roll back to the savepoint; raises instead of returning where the whole transaction is gone."""
