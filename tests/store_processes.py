@@ -147,6 +147,21 @@ def handle_until_refused(url: str, number: str, pipe: Connection) -> None:
     transaction.close()
 
 
+def take_one_turn(url: str, number: str, is_async: str, pipe: Connection) -> None:
+    """Commits one effect, which says how many there were before, and sends that."""
+    transaction = (Awaited if is_async else EffectsTransaction)(url, GROUP, BUSY_TIMEOUT_MS, 60.0)
+
+    def write(_: object, tx: Any) -> int:
+        before = tx.scalar(text("SELECT count(*) FROM effects"))
+        tx.execute(text("INSERT INTO effects VALUES (:number)"), {"number": int(number)})
+        return int(before)
+
+    before = transaction.call(write, None, "connection")
+    assert transaction.commit([]) == {}
+    transaction.close()
+    pipe.send(before)
+
+
 def open_read_only(folder: str, folder_mode: str, pipe: Connection) -> None:
     """Sends what the store said to a user who may only read ``offsets.db`` in ``folder``, of that mode."""
     os.chdir(folder)

@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,30 @@ def test_processes_with_open_transactions_leave_others_a_turn(database: Database
         assert database.effects == [
             number * MOST_EFFECTS + effect for number, count in enumerate(committed) for effect in range(count)
         ]
+
+
+@on_sqlite
+def test_who_waits_longest_writes_next(database: Database) -> None:
+    waiting: list[tuple[BaseProcess, Pipe]] = []
+    with closing(EffectsTransaction(database.url, GROUP, BUSY_TIMEOUT_MS, IDLE_SECONDS)) as transaction:
+        transaction.call(write, 100, "connection")
+        for number in range(5):
+            waiting.append(
+                start(store_processes.take_one_turn, database.url, str(number), "async" if number % 2 else "")
+            )
+            wait_until(lambda: waits_in_line(waiting[-1][0]), 30, "it to wait in line")
+        assert transaction.commit([]) == {}
+        # At once again, and yet behind all of them.
+        transaction.call(write, 101, "connection")
+        assert database.effects == [0, 1, 2, 3, 4, 100]
+        transaction.rollback()
+    assert [answer(process, pipe) for process, pipe in waiting] == [1, 2, 3, 4, 5]
+
+
+def waits_in_line(process: BaseProcess) -> bool:
+    """Whether it holds a lock for writing, which before its turn is a place in the queue."""
+    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(fields[1:5] == ["POSIX", "ADVISORY", "WRITE", str(process.pid)] for fields in locks)
 
 
 def least_handled(database: Database) -> int:
