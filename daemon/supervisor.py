@@ -31,7 +31,7 @@ from kafkasrcd.daemon.status_report import (
     partition_statuses,
     running_pids,
 )
-from kafkasrcd.errors import GroupError
+from kafkasrcd.errors import GroupError, StoreUnavailable
 from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.storage.opening import open_store
 from kafkasrcd.workers.deadline import Deadline
@@ -46,6 +46,7 @@ _LEAVE_SECONDS: Final = 5.0
 _REJOIN_SECONDS: Final = 10.0
 """Beyond the session timeout, for a member that is out of the group to be in it again."""
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_STORE_RETRY_SECONDS: Final = (0.2, 5.0)
 _START_TURN_SECONDS: Final = 5.0
 _START_EXTENSION_SECONDS: Final = 60.0
 """While it waits for a broker, handlers or the group, systemd is told so every turn, and may give up on a daemon that
@@ -115,16 +116,10 @@ class Supervisor:
         try:
             await self._control.start()
             settings = self._settings
-            await self._recorder.open(
-                lambda: open_store(
-                    self._store_url,
-                    settings.group_id,
-                    settings.store.busy_timeout_ms,
-                    shared_with_effects=settings.commit_strategy is CommitStrategy.ON_CHECKPOINT,
-                )
-            )
-            self._fork_server.start()
-            await self._unless_stopped(self._handlers.start())
+            await self._unless_stopped(self._open_store())
+            if not self._stop_asked.is_set():
+                self._fork_server.start()
+                await self._unless_stopped(self._handlers.start())
             if not self._stop_asked.is_set():
                 membership = Membership(settings, self._assignment, self.on_group_error, self.on_membership_ended)
                 self._recorder.connect(membership)
@@ -191,6 +186,29 @@ class Supervisor:
                 self._state = DaemonState.RUNNING
                 self._notifier.ready()
                 self._log.info("ready", f"running, {len(self._assignment.partitions)} partitions assigned")
+
+    async def _open_store(self) -> None:
+        """Wait for it where it is away, as for one that goes away later."""
+        settings, wait_seconds = self._settings, _STORE_RETRY_SECONDS[0]
+        while True:
+            try:
+                await self._recorder.open(
+                    lambda: open_store(
+                        self._store_url,
+                        settings.group_id,
+                        settings.store.busy_timeout_ms,
+                        shared_with_effects=settings.commit_strategy is CommitStrategy.ON_CHECKPOINT,
+                    )
+                )
+            except StoreUnavailable as error:
+                self._assignment.recording.note_store(error)
+                self._notifier.status(f"waiting for the offset store: {error}")
+                self._log.repeated("store_unavailable", f"the offset store is waited for: {error}", same=(str(error),))
+                await asyncio.sleep(wait_seconds)
+                wait_seconds = min(2 * wait_seconds, _STORE_RETRY_SECONDS[1])
+            else:
+                self._assignment.recording.note_store(None)
+                return
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for ``work``, or for the word to stop, whichever comes first."""

@@ -96,6 +96,23 @@ def test_postgresql_is_waited_for(
             assert set(found.counts().values()) == {1}
 
 
+def test_a_store_that_is_not_there_yet_is_waited_for(
+    kafka: KafkaCluster, topic: str, tmp_path: Path, server: PostgresServer
+) -> None:
+    url = server.url(server.create_database("later"))
+    server.stop()
+    with _daemon(kafka, topic, tmp_path, "tests.ledger:append", f"store.url={url}") as daemon:
+        status = daemon.wait_status(lambda status: status.problems, "the problem in the status")
+        assert "'later'" in status.problems[0]
+        assert daemon.terminate() == 0
+        daemon.start()
+        daemon.wait_status(lambda status: status.problems, "the problem in the status")
+        server.start()
+        daemon.wait_running(PARTITIONS)
+        daemon.wait_status(lambda status: not status.problems, "no problem")
+        assert daemon.terminate() == 0
+
+
 @pytest.mark.parametrize("target", ["effect", "effect_async"])
 def test_connections_cut_at_any_moment_apply_no_effect_twice(
     kafka: KafkaCluster, topic: str, tmp_path: Path, server: PostgresServer, target: str
