@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from kafkasrcd.message import Message, commit_through
 from kafkasrcd.settings import CommitStrategy, Ordering
@@ -63,7 +63,11 @@ class Bench:
 
         async def handle_async(argument: Any, tx: Any) -> None:
             await asyncio.sleep(0)
-            await tx.run_sync(lambda connection: handle(argument, connection))
+
+            def handle_here(connection: Connection) -> None:
+                handle(argument, connection)
+
+            await tx.run_sync(handle_here)
 
         return rig.target(handle_async if self.kind.is_async else handle)
 

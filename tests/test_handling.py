@@ -597,7 +597,11 @@ def test_what_a_plain_handler_returns_is_ignored(make_rig: MakeRig) -> None:
     rig = make_rig(PLAIN_SINGLE)
     partition = rig.partition()
     rig.publish_values(partition, range(3))
-    rig.start(rig.target(lambda message: [message]))
+
+    def handle(message: Message[Any]) -> object:
+        return [message]
+
+    rig.start(rig.target(handle))
     rig.wait_processed(partition, 3)
 
 
