@@ -1,6 +1,8 @@
 """A real PostgreSQL for tests: a server of its own in a temporary folder, which tests may stop, start and cut off."""
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -57,9 +59,7 @@ class PostgresServer:
             raise RuntimeError(postgres_missing())
         self._binaries = found
         self._folder = Path(tempfile.mkdtemp(prefix="kafkasrcd-postgres-"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = _lasting_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "PostgresServer":
@@ -142,6 +142,15 @@ class PostgresServer:
         command = [str(self._binaries / program), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self._folder, **_as_postgres())
         assert done.returncode == 0, done.stderr
+
+
+def _lasting_port() -> int:
+    """One that is free, and stays so while the server is stopped: connections of others are given none below 32768."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 def _as_postgres() -> dict[str, Any]:
