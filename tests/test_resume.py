@@ -158,7 +158,6 @@ def test_on_checkpoint_the_store_decides(kafka: KafkaCluster, topic: str, tmp_pa
     assert _handled(tmp_path) == list(range(250))
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint advances slots of which nothing is kept, and is refused as stale")
 def test_on_checkpoint_a_record_that_fails_behind_others_records_is_tried_again(
     kafka: KafkaCluster, topic: str, tmp_path: Path
 ) -> None:

@@ -104,7 +104,10 @@ class Checkpoints(Commits):
         return False
 
     def _reached(self) -> dict[PartitionCursor, int]:
-        return {cursor: cursor.cells[PROCESSED] for cursor in self._unsaved}
+        """How far those have got that have got any further: the supervisor may have recorded the others beyond their
+        own last record already, over offsets that hold none of theirs."""
+        reached = {cursor: cursor.cells[PROCESSED] for cursor in self._unsaved}
+        return {cursor: offset for cursor, offset in reached.items() if offset > cursor.cells[COMMITTABLE]}
 
     @staticmethod
     def _advances(reached: dict[PartitionCursor, int]) -> list[Advance]:
@@ -117,8 +120,9 @@ class Checkpoints(Commits):
         """The transaction is committed."""
         for cursor, next_offset in reached.items():
             cursor.cells[COMMITTABLE] = next_offset
-            cursor.cells[UNSAVED] = 0
             cursor.release_done()
+        for cursor in self._unsaved:
+            cursor.cells[UNSAVED] = 0
         self._forget()
         self._retry_ns = _FIRST_RETRY_NS
         self._most_now = min(2 * self._most_now, self._most)
