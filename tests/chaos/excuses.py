@@ -2,6 +2,8 @@
 
 A clean stop, a rebalance, a killed worker, and a freeze that the session outlasts, explain none. An outage explains
 none by itself either, nor does a member that a rebalance waits for: they only keep others from committing meanwhile.
+But a broker that dies, and is away for nearly a session, may have been the group's coordinator: then no member could
+say that it lives, and each may have lost its partitions.
 """
 
 from collections import defaultdict
@@ -46,6 +48,7 @@ class Excuses:
 
     def __init__(self, disturbances: Iterable[Disturbance], handlings: Sequence[Handling]) -> None:
         self._all = sorted(disturbances, key=lambda disturbance: disturbance.from_ns)
+        self._daemons = {handling.daemon for handling in handlings}
         self._by_process: defaultdict[str, list[Handling]] = defaultdict(list)
         for handling in sorted(handlings, key=lambda handling: handling.at_ns):
             self._by_process[handling.process].append(handling)
@@ -99,6 +102,11 @@ class Excuses:
             daemon, role = disturbance.daemon, disturbance.role
             if disturbance.kind is FaultKind.KILL and role is Role.SUPERVISOR:
                 yield disturbance
+            elif disturbance.kind is FaultKind.KILL_BROKER:
+                if disturbance.until_ns - disturbance.from_ns > (SESSION_TIMEOUT_SECONDS - 1.0) * 1e9:
+                    until_ns = int(disturbance.until_ns + SETTLING_SECONDS * 1e9)
+                    for each in self._daemons:
+                        yield disturbance._replace(daemon=each, until_ns=until_ns)
             elif daemon is not None and (
                 disturbance.kind is FaultKind.FREEZE_DAEMON
                 or (disturbance.kind is FaultKind.FREEZE and role is Role.SUPERVISOR)
