@@ -55,10 +55,14 @@ class Recorder:
         self._store = await self._run(open_store)
 
     def connect(self, membership: Membership) -> None:
-        """Commit as this member of the group from now on. Before it joins: what the group has then is looked at."""
+        """Commit as this member of the group from now on."""
         self._membership = membership
         self._questions = Questions(self._settings)
-        self._start_points.look_around(self._questions)
+
+    def look_around(self) -> None:
+        """Once a broker answers, and before the group is joined: see what it has. Does not block."""
+        if self._questions is not None:
+            self._start_points.look_around(self._questions)
 
     async def claim(
         self, names: Sequence[TopicPartition], moved: Mapping[TopicPartition, int]

@@ -128,6 +128,7 @@ class Supervisor:
                 await self._unless_stopped(self._broker.until_reachable())
             if membership is not None and not self._stop_asked.is_set():
                 await asyncio.to_thread(check_one_host, settings, self._store_url)
+                self._recorder.look_around()
                 membership.join_group()
                 await self._serve(membership)
         finally:

@@ -31,8 +31,10 @@ from kafkasrcd.settings import (
     LogLevel,
     Ordering,
     Settings,
+    StoreSettings,
     SupervisorSettings,
 )
+from kafkasrcd.workers.control import Setup
 from kafkasrcd.workers.redaction import HIDDEN
 
 LEAST = 'topics = ["orders"]\nhandler.target = "shop:handle"\n'
@@ -751,3 +753,13 @@ def test_settings_built_in_a_program_are_checked_as_well() -> None:
     with pytest.raises(ConfigurationError) as error:
         validate(Settings(handler=handler, retry_backoff_ms=20_000))
     assert re.findall(r"^\w+", str(error.value), re.MULTILINE) == ["topics", "retry_backoff_ms"]
+
+
+def test_no_repr_shows_a_password() -> None:
+    settings = Settings(
+        store=StoreSettings(url="postgresql://me:hunter2@db/orders"), extra_config={"sasl.password": "hunter3"}
+    )
+    setup = Setup(settings=b"hunter4", base_directory="", store_url=settings.store.url, slot=1)
+    said = f"{settings!r} {settings.store!r} {setup!r}"
+    assert "hunter" not in said
+    assert "sasl.password" in said

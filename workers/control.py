@@ -24,6 +24,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     store_url: str
     slot: int
 
+    def __repr__(self) -> str:
+        """Without settings and URL, which may have passwords."""
+        return f"Setup(slot={self.slot})"
+
 
 class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Fetch this partition from ``start_offset`` and spread it by ``layout``, but for what ``layers`` say is done.

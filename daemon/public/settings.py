@@ -116,6 +116,10 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     busy_timeout_ms: PositiveMilliseconds = 5_000
     """How long a write waits for another's: SQLite's lock, PostgreSQL's lock_timeout."""
 
+    def __repr__(self) -> str:
+        """Without the URL, which may have a password."""
+        return f"StoreSettings(url=<not shown>, busy_timeout_ms={self.busy_timeout_ms})"
+
 
 class SupervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[supervisor]``: group membership, lifetime and the control socket."""
@@ -177,3 +181,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     handler: HandlerSettings = field(default_factory=HandlerSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
+
+    def __repr__(self) -> str:
+        """With the names in ``extra_config`` only: some of its values are passwords."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["extra_config"] = sorted(self.extra_config)
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
