@@ -6,6 +6,7 @@ assignment, or of an earlier offset, can reach a handler through them.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +33,8 @@ from kafkasrcd.workers.event_log import EventLog
 
 _CLAIM_RETRY_SECONDS: Final = (0.2, 5.0)
 _DRY_LOOK_SECONDS: Final = 0.02
+_ASK_AGAIN_SECONDS: Final = 0.5
+_SHARED_STORE: Final = "see that this group_id of this store is used by one Kafka cluster only, then restart kafkasrcd"
 _MEND_AND_RESTART: Final = "mend it, then restart kafkasrcd (systemctl restart, or kafkasrcd stop and start)"
 
 
@@ -45,11 +48,13 @@ class Assignment:
         self.assigned_once = False
         self.closing = False
         """The daemon is ending: what is assigned now is given back without having been touched."""
+        self.renew_leases: Callable[[], None] = _nothing
+        """The lease keeper's."""
         self._settings = settings
         self._setup = Setup(settings=msgspec.json.encode(settings), base_directory="", store_url="", slot=-1)
         self._fork_server = fork_server
         self._recorder = recorder
-        self.recording = Recording(settings, recorder, self.partitions, self._lose)
+        self.recording = Recording(settings, recorder, self.partitions, self.on_fenced)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = EventLog("assignment")
 
@@ -123,6 +128,7 @@ class Assignment:
             self.handlers.bind(partition)
             partition.enter(State.STARTING, f"from offset {start.next_offset}")
             self._start_worker(partition)
+        self.renew_leases()
 
     def _start_worker(self, partition: Partition) -> None:
         memory = partition.memory
@@ -217,8 +223,16 @@ class Assignment:
             self._begin_move(partition, None)
 
     def on_fenced(self, partition: Partition, reason: str) -> None:
-        """The store refused a handler's transaction: another member owns the partition."""
-        self._lose(partition, reason)
+        """The store has a later claim than this one's. Mostly the group has given the partition to another member, and
+        this one will hear of it. But a claim may also come late: from a member that was frozen in it, or whose store
+        did not answer, until the group had given the partition to this one. Whose it is, the coordinator knows.
+        """
+        if partition.state is State.DRAINING and not partition.moving:
+            self._lose(partition, reason)  # it is being given back in any case
+        elif partition.state in WORKING or partition.moving:
+            partition.contested = reason
+            if not partition.moving:
+                self._begin_move(partition, None)
 
     def on_store_away(self, reason: str) -> None:
         """A handler process cannot commit its transactions."""
@@ -231,14 +245,14 @@ class Assignment:
         self._begin_task(self._move(partition, target))
 
     async def _move(self, partition: Partition, target: int | None) -> None:
-        while target is not None and partition.state in WORKING and not _is_dry(partition):
+        while target is not None and partition.state in WORKING and not _is_dry(partition) and not partition.contested:
             await asyncio.sleep(_DRY_LOOK_SECONDS)
         if partition.state not in WORKING:
             return
-        partition.enter(State.DRAINING, "it starts anew at another offset")
+        partition.enter(State.DRAINING, partition.contested or "it starts anew at another offset")
         deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         await self._settle([partition], deadline)
-        if target is None:
+        if target is None and not partition.contested:
             await self.recording.record([partition], deadline.remaining)
         if partition.state is not State.DRAINING or not partition.moving:
             return
@@ -246,7 +260,36 @@ class Assignment:
         partition.drop_memory()
         partition.moving = False
         partition.enter(State.CLAIMING)
-        await self._take([partition], {} if target is None else {partition.name: target})
+        if not partition.contested:
+            await self._take([partition], {} if target is None else {partition.name: target})
+        elif await self._is_ours(partition):
+            await self._take([partition], {})
+
+    async def _is_ours(self, partition: Partition) -> bool:
+        """Ask the group's coordinator whose a contested partition is, until it says; lost where it is another's."""
+        delay = partition.backoff.next_delay()
+        if delay is None:
+            partition.fail(f"it keeps being claimed by another: {partition.contested}", _SHARED_STORE)
+            return False
+        await asyncio.sleep(delay)
+        partition.problem = f"{partition.contested}; the group's coordinator is asked whose it is"
+        while (ours := await self._recorder.is_assigned(partition.name)) is None:
+            if partition.state is not State.CLAIMING:
+                break
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        if partition.state is not State.CLAIMING:
+            return False
+        if not ours:
+            self._lose(partition, partition.contested)
+            return False
+        self._log.warning(
+            "claimed_anew",
+            f"{partition.name} is this member's, says the group, and is claimed anew: {partition.contested}",
+            topic=partition.name.topic,
+            partition=partition.name.partition,
+        )
+        partition.contested = partition.problem = ""
+        return True
 
     # ---- giving back -------------------------------------------------------------------------------------------
 
@@ -265,6 +308,7 @@ class Assignment:
         """Revoke, in this order: end the hand-off, let handlers finish what they hold, kill those that do not, record
         what is processed, give back."""
         mine = [partition for partition in partitions if partition.state not in ENDED]
+        claiming = any(partition.state is State.CLAIMING for partition in mine)
         if self._settings.commit_strategy is CommitStrategy.AUTO:
             await asyncio.gather(*(self._finish_ring(partition, deadline) for partition in mine))
         for partition in mine:
@@ -274,6 +318,10 @@ class Assignment:
                 partition.enter(State.DRAINING)
         await self._settle(mine, deadline)
         all_recorded = await self.recording.record_finally(mine, deadline)
+        if claiming:
+            # A claim that is still being made would come after the next owner's.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._recorder.idle(), deadline.remaining)
         for partition in mine:
             if partition.state is State.DRAINING:
                 self._end(partition)
@@ -347,6 +395,10 @@ class Assignment:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._log.error("defect", f"an internal task failed: {task.exception()!r}", cause=task.exception())
+
+
+def _nothing() -> None:
+    """Until there is a lease keeper."""
 
 
 def _is_dry(partition: Partition) -> bool:

@@ -18,7 +18,7 @@ _PROOF_RETRY_SECONDS: Final = 0.5
 
 
 class LeaseKeeper:
-    """``renew`` is called in every turn of the supervisor's loop."""
+    """``renew`` is called in every turn of the supervisor's loop, and for partitions that have just begun."""
 
     def __init__(self, lease_seconds: float, assignment: Assignment, membership: Membership) -> None:
         self._lease_seconds = lease_seconds
@@ -27,6 +27,7 @@ class LeaseKeeper:
         self._renewed_ns = boottime_ns()
         self._proof: asyncio.Task[None] | None = None
         self._log = EventLog("lease")
+        assignment.renew_leases = self.renew
 
     @property
     def held(self) -> bool:

@@ -31,7 +31,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.RUNNING, State.DRAINING, State.FAILED, State.LOST}),
     State.RUNNING: frozenset({State.STARTING, State.PAUSED, State.DRAINING, State.FAILED, State.LOST}),
     State.PAUSED: frozenset({State.RUNNING, State.STARTING, State.DRAINING, State.FAILED, State.LOST}),
-    # Back to claiming: it stays assigned, and starts anew at another offset or with another ring.
+    # Back to claiming: it stays assigned, and starts anew at another offset, with another ring or with a new claim.
     State.DRAINING: frozenset({State.RELEASED, State.CLAIMING, State.LOST}),
     State.FAILED: frozenset({State.DRAINING, State.LOST}),
     State.LOST: frozenset({State.RELEASED}),

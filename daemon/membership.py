@@ -78,6 +78,8 @@ class Membership:
         )
         self.polls = 0
         """Polls since the start: what was pending at one count has been told when it is two higher."""
+        self.member_id = ""
+        """As the group's coordinator calls this member; empty outside the group."""
         self._outside_since: float | None = None
         self._consumer = Consumer({**QUIET, **member_config(settings), "error_cb": self._on_error})
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
@@ -140,7 +142,8 @@ class Membership:
                 self._serve_calls(_POLL_EVERY_SECONDS)
                 message = consumer.poll(0)
                 self.polls += 1
-                if consumer.memberid():
+                self.member_id = consumer.memberid() or ""
+                if self.member_id:
                     self._outside_since = None
                 elif self._outside_since is None:
                     self._outside_since = time.monotonic()
@@ -162,8 +165,11 @@ class Membership:
         """Close the consumer, having left the group."""
         consumer = self._consumer
         # librdkafka closes a cooperative member that has no partitions without telling the group. It does tell it when
-        # such a member unsubscribes, and then forgets its id. (A static member is to stay.)
-        if self._incremental and not self._settings.supervisor.group_instance_id:
+        # such a member unsubscribes, and then forgets its id. (A static member is to stay; one of the consumer protocol
+        # tells the group as it closes, and keeps its id.)
+        kafka = self._settings.supervisor
+        cooperative = self._incremental and kafka.group_protocol is GroupProtocol.CLASSIC
+        if cooperative and not kafka.group_instance_id:
             with contextlib.suppress(KafkaException):
                 consumer.unsubscribe()
                 while consumer.memberid() and not self._leave_by.passed:

@@ -4,29 +4,24 @@ same group and half of its effects."""
 import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
-from typing import Final
 
 import psutil
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
-from kafkasrcd.daemon.broker_limits import silent_logger
+from kafkasrcd.daemon.group_members import describe_group
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import CommitStrategy, Settings
-from kafkasrcd.workers.kafka_settings import worker_config
-
-_ASK_SECONDS: Final = 10.0
 
 
 def check_one_host(settings: Settings, store_url: str) -> None:
-    """Ask the group for its members; blocks up to ``_ASK_SECONDS``.
+    """Ask the group for its members; blocks as ``describe_group`` does.
 
     Raises ConfigurationError where one is on another host, with ``on_checkpoint`` on SQLite. Does nothing otherwise,
     nor where the broker does not say.
     """
     if settings.commit_strategy is not CommitStrategy.ON_CHECKPOINT or not store_url.startswith("sqlite"):
         return
-    elsewhere = other_hosts(_members(settings), local_addresses())
+    group = describe_group(settings)
+    elsewhere = other_hosts([] if group is None else [member.host for member in group.members], local_addresses())
     if elsewhere:
         raise ConfigurationError(
             f"store.url: group {settings.group_id!r} has members on other hosts ({', '.join(elsewhere)}), and with "
@@ -54,12 +49,3 @@ def local_addresses() -> set[str]:
     """Of every interface, and the host's own names."""
     addresses = {each.address.partition("%")[0] for some in psutil.net_if_addrs().values() for each in some}
     return addresses | {socket.gethostname(), socket.getfqdn()}
-
-
-def _members(settings: Settings) -> list[str]:
-    admin = AdminClient(worker_config(settings), logger=silent_logger())
-    try:
-        future = admin.describe_consumer_groups([settings.group_id], request_timeout=_ASK_SECONDS)[settings.group_id]
-        return [member.host for member in future.result().members or ()]
-    except KafkaException:
-        return []  # no such group yet, or no right to see it

@@ -33,6 +33,9 @@ its store buffer within a microsecond, and a process that is switched out has em
 _REAP_SECONDS: Final = 5.0
 """A killed process is gone within milliseconds, unless the kernel or the fork server is stuck."""
 
+_ASKING_MS: Final = 3_000
+"""Both answer within milliseconds."""
+
 _UNCOMMITTED_MS: Final = 5_000
 """A handler that commits batches may well take so long."""
 
@@ -53,7 +56,9 @@ class Partition:
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Wakes the worker."""
         self.moving = False
-        """Its worker's end is expected: it is about to start anew at another offset."""
+        """Its worker's end is expected: it is about to start anew, at another offset or with a new claim."""
+        self.contested = ""
+        """Why its claim is in question: the store has a later one, made by another member."""
         self.bindings: dict[int, int] = {}
         """For each slot, in order: its binding, and the handler process it is bound to."""
         self.recorded: Reached | None = None
@@ -132,13 +137,12 @@ class Partition:
                 _log.error("worker_not_reaped", f"the killed worker of {self.name} is not reaped: is the host stuck?")
 
     def begin(self, start: StartPoint, layout: Layout) -> None:
-        """Have memory for records from ``start`` on."""
+        """Have memory for records from ``start`` on. Its lease has not begun."""
         if start.next_offset is None:
             raise ValueError(f"{self.name} has no offset to start at")
         starts = start.starts(layout)
         ring_bytes = self._settings.supervisor.ring_bytes
         self.memory = PartitionMemory.create(ring_bytes, start.assignment_epoch, start.next_offset, starts)
-        self.memory.extend_lease(self._settings.supervisor.lease_seconds)
         self.recorded = None
         self.ring_is_broken = False
         self._layout = layout
@@ -210,6 +214,9 @@ class Partition:
     @property
     def advice(self) -> str:
         """The problem, or what else stands in the way; empty where nothing does."""
+        if not self.problem and self.state is State.CLAIMING:
+            asked_ms = time.time() * 1000 - self.since_ms
+            return "the store and the broker are asked where it starts" if asked_ms > _ASKING_MS else ""
         if self.problem or self._strategy is not CommitStrategy.MANUAL or self.lag is None:
             return self.problem
         held = (self.processed or 0) - (self.committed or 0)

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from kafkasrcd.daemon.group_members import describe_group
 from kafkasrcd.daemon.kafka_offsets import broker_answers, commit
 from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.questions import Questions
@@ -79,6 +80,17 @@ class Recorder:
         Raises StoreError where the store took nothing, GroupError where Kafka took nothing.
         """
         return await self._run(lambda: self._record(offsets))
+
+    async def is_assigned(self, name: TopicPartition) -> bool | None:
+        """Whether the group's coordinator has this partition down for this member; None where it does not say now, as
+        in a rebalance. Not on the recorder's thread.
+        """
+        group = await asyncio.to_thread(describe_group, self._settings)
+        return None if group is None else group.gives(self._kafka.member_id, name)
+
+    async def idle(self) -> None:
+        """Until everything that was asked before is over, also what nobody waits for any more."""
+        await self._run(lambda: None)
 
     async def broker_answers(self, seconds: float) -> bool:
         """Whether some broker answers within ``seconds``."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from kafkasrcd.daemon.lifecycle import ENDED, WORKING
+from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.daemon.reached import Reached
 from kafkasrcd.daemon.recorder import Recorder
@@ -26,21 +26,21 @@ _AWAY_SECONDS: Final = 1.0
 
 
 class Recording:
-    """``lose`` is told of a partition whose claim the store does not accept any more."""
+    """``on_fenced`` is told of a partition whose claim the store does not accept any more."""
 
     def __init__(
         self,
         settings: Settings,
         recorder: Recorder,
         partitions: dict[TopicPartition, Partition],
-        lose: Callable[[Partition, str], None],
+        on_fenced: Callable[[Partition, str], None],
     ) -> None:
         self.total_commits = 0
         self.store_problem = ""
         """Why the store takes nothing now; empty where it does."""
         self._recorder = recorder
         self._partitions = partitions
-        self._lose = lose
+        self._on_fenced = on_fenced
         # What a handler commits goes out in the next turn, with what others have committed by then.
         manual = settings.commit_strategy is CommitStrategy.MANUAL
         self._interval_seconds = 0.0 if manual else settings.commit_interval_secs
@@ -107,16 +107,20 @@ class Recording:
         for name, refusal in recorded.refused_by_store.items():
             partition = self._partitions.get(name)
             if partition is not None and partition.epoch == offsets[name].assignment_epoch:
-                self._lose(partition, str(refusal))
+                self._on_fenced(partition, str(refusal))
         for name, reason in recorded.refused_by_kafka.items():
             self._log.repeated("commit_refused", f"the commit of {name} is refused: {reason}", same=(name,))
         return not recorded.refused_by_kafka
 
     async def prove_membership(self) -> bool:
-        """Whether the group accepts a commit of this member now; True where it has nothing to commit."""
+        """Whether the group accepts a commit of this member now or, where it has nothing to commit, has it down for a
+        partition that it is claiming; True where there is none."""
         offsets = self._one_more_time()
+        if not offsets:
+            claiming = [name for name, each in self._partitions.items() if each.state is State.CLAIMING]
+            return not claiming or bool(await self._recorder.is_assigned(claiming[0]))
         try:
-            return not offsets or bool((await self._recorder.record(offsets)).accepted)
+            return bool((await self._recorder.record(offsets)).accepted)
         except (StoreError, GroupError):
             return False
 

@@ -1,10 +1,9 @@
 """``on_checkpoint`` on SQLite refuses a group that has members elsewhere."""
 
-from collections.abc import Sequence
-
 import pytest
 
 from kafkasrcd.daemon import one_host
+from kafkasrcd.daemon.group_members import Group, Member
 from kafkasrcd.daemon.one_host import check_one_host, local_addresses, other_hosts
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import CommitStrategy, Settings
@@ -34,10 +33,10 @@ def test_this_host_is_local() -> None:
 def test_only_on_checkpoint_on_sqlite(
     monkeypatch: pytest.MonkeyPatch, strategy: CommitStrategy, url: str, refused: bool
 ) -> None:
-    def elsewhere(_: Settings) -> Sequence[str]:
-        return ["/192.0.2.7"]
+    def elsewhere(_: Settings) -> Group:
+        return Group(stable=True, members=(Member("billing-1", "/192.0.2.7", frozenset()),))
 
-    monkeypatch.setattr(one_host, "_members", elsewhere)
+    monkeypatch.setattr(one_host, "describe_group", elsewhere)
     settings = Settings(commit_strategy=strategy, group_id="billing")
     if not refused:
         check_one_host(settings, url)

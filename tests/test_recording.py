@@ -4,8 +4,10 @@ The recorder answers as it is told; partitions, shared memory and the assignment
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,7 +21,8 @@ from kafkasrcd.daemon.recorder import Recorded, Recorder
 from kafkasrcd.daemon.start_points import StartPoint
 from kafkasrcd.errors import GroupError, StaleAssignment, StoreUnavailable
 from kafkasrcd.settings import HandlerSettings, Settings
-from kafkasrcd.storage.offset_store import WHOLE, TopicPartition
+from kafkasrcd.storage.memory_store import MemoryOffsetStore
+from kafkasrcd.storage.offset_store import WHOLE, Claim, Layout, TopicPartition
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.partition_memory import POSITION
 
@@ -50,9 +53,9 @@ class ToldRecorder(Recorder):
 class Owned:
     """An assignment of two partitions at work, of which 5 offsets each are processed and not recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: "type[ToldRecorder]") -> None:
         settings = Settings(topics=["orders"], handler=HandlerSettings(target="unused:unused", processes=1))
-        self.recorder = ToldRecorder(settings)
+        self.recorder = recorder(settings)
         fork_server = ForkServer()
         self.assignment = assignment = Assignment(settings, fork_server, self.recorder)
         assignment.handlers = HandlerPool(settings, WHOLE, Path(), fork_server, "", assignment)
@@ -71,9 +74,9 @@ class Owned:
         await self.assignment.handlers.stop(0)
 
 
-def run(scenario: Callable[[Owned], Coroutine[None, None, None]]) -> None:
+def run(scenario: Callable[[Owned], Coroutine[None, None, None]], recorder: type[ToldRecorder] = ToldRecorder) -> None:
     async def whole() -> None:
-        owned = Owned()
+        owned = Owned(recorder)
         try:
             await scenario(owned)
         finally:
@@ -120,8 +123,8 @@ def test_a_store_that_is_back_is_noticed_also_where_nothing_is_left_to_record() 
     run(scenario)
 
 
-@pytest.mark.parametrize(("epoch", "state"), [(7, State.LOST), (8, State.RUNNING)])
-def test_a_refusal_is_about_the_epoch_it_was_asked_for(epoch: int, state: State) -> None:
+@pytest.mark.parametrize(("epoch", "contested"), [(7, "claimed by another"), (8, "")])
+def test_a_refusal_is_about_the_epoch_it_was_asked_for(epoch: int, contested: str) -> None:
     async def scenario(owned: Owned) -> None:
         partition = owned.partitions[0]
 
@@ -132,7 +135,7 @@ def test_a_refusal_is_about_the_epoch_it_was_asked_for(epoch: int, state: State)
 
         owned.recorder.answers = [refuses]
         await owned.assignment.recording.record([partition], None)
-        assert partition.state is state
+        assert partition.contested == contested
 
     run(scenario)
 
@@ -141,5 +144,105 @@ def test_membership_is_proven_by_a_commit_that_is_taken() -> None:
     async def scenario(owned: Owned) -> None:
         owned.recorder.answers = [GroupError("no broker"), lambda _: Recorded({}, {}, {NAMES[0]: "UNKNOWN_MEMBER_ID"})]
         assert [await owned.assignment.recording.prove_membership() for _ in range(3)] == [False, False, True]
+
+    run(scenario)
+
+
+class AskedRecorder(ToldRecorder):
+    """Refuses each record as another's, says of the group what ``group`` has next, and never gets to claim."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.group: list[bool | None] = []
+        self.claimed: list[TopicPartition] = []
+
+    async def record(self, offsets: Offsets) -> Recorded:
+        return Recorded({}, dict.fromkeys(offsets, StaleAssignment("claimed by another")), {})
+
+    async def is_assigned(self, name: TopicPartition) -> bool | None:
+        return self.group.pop(0)
+
+    async def claim(
+        self, names: Sequence[TopicPartition], moved: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, StartPoint]:
+        self.claimed += names
+        raise StoreUnavailable("not now")
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_a_partition_that_the_group_says_is_ours_is_claimed_anew() -> None:
+    async def scenario(owned: Owned) -> None:
+        recorder = cast(AskedRecorder, owned.recorder)
+        recorder.group = [None, True]
+        partition = owned.partitions[0]
+        await owned.assignment.recording.record([partition], None)
+        await _until(lambda: recorder.claimed)
+        assert recorder.claimed == [NAMES[0]]
+        assert not recorder.group
+        assert partition.state is State.CLAIMING
+        assert owned.partitions[1].state is State.RUNNING
+
+    run(scenario, AskedRecorder)
+
+
+def test_a_partition_that_the_group_says_is_anothers_is_lost() -> None:
+    async def scenario(owned: Owned) -> None:
+        recorder = cast(AskedRecorder, owned.recorder)
+        recorder.group = [None, False]
+        partition = owned.partitions[0]
+        await owned.assignment.recording.record([partition], None)
+        await _until(lambda: "asked whose it is" in partition.advice)
+        await _until(lambda: partition.state is State.RELEASED)
+        assert not recorder.claimed
+        assert list(owned.assignment.partitions) == [NAMES[1]]
+
+    run(scenario, AskedRecorder)
+
+
+def test_a_partition_that_is_claimed_by_another_again_and_again_is_failed() -> None:
+    """As where two clusters with groups of one name share a store: both are right."""
+
+    async def scenario(owned: Owned) -> None:
+        partition = owned.partitions[0]
+        while partition.backoff.next_delay() is not None:
+            pass
+        await owned.assignment.recording.record([partition], None)
+        await _until(lambda: partition.state is State.FAILED)
+        assert "one Kafka cluster" in partition.advice
+
+    run(scenario, AskedRecorder)
+
+
+def test_a_claim_under_way_is_over_before_its_partition_is_given_back() -> None:
+    """It would fence the next owner."""
+
+    class SlowStore(MemoryOffsetStore):
+        def claim(
+            self, topic_partitions: Sequence[TopicPartition], owner: str, layout: Layout = WHOLE
+        ) -> dict[TopicPartition, Claim]:
+            under_way.set()
+            assert goes_on.wait(10)
+            claimed.set()
+            return super().claim(topic_partitions, owner, layout)
+
+    under_way, goes_on, claimed, given_back = (threading.Event() for _ in range(4))
+
+    async def scenario(owned: Owned) -> None:
+        await owned.recorder.open(lambda: SlowStore("group"))
+        name = TopicPartition("orders", 2)
+        owned.assignment.on_assigned([name])
+        await _until(under_way.is_set)
+        owned.assignment.on_revoked([name], given_back.set)
+        await _until(lambda: owned.assignment.partitions[name].state is State.DRAINING)
+        await asyncio.sleep(0.05)
+        assert not given_back.is_set()
+        goes_on.set()
+        await _until(given_back.is_set)
+        assert claimed.is_set()
 
     run(scenario)
