@@ -100,9 +100,12 @@ def _findings(load_configuration: Callable[..., "Configuration"], timeout_second
     yield from answer.findings
     if targets is None:
         return
+    from kafkasrcd.workers.formats import Formats
+
+    formats = Formats(configuration.settings)
     for topic in answer.partitions:
         try:
-            targets.for_topic(topic)
+            targets.for_topic(topic).reading(formats.value(topic))
         except ConfigurationError as error:
             yield Finding(Outcome.BAD, str(error), exit_code=ExitCode.CONFIG)
 
@@ -110,11 +113,17 @@ def _findings(load_configuration: Callable[..., "Configuration"], timeout_second
 def load_handlers(configuration: "Configuration") -> "HandlerTargets":
     """Import the handlers and check their signatures, as the handler processes will. Raises ConfigurationError."""
     from kafkasrcd.settings import CommitStrategy
+    from kafkasrcd.workers.formats import Formats
     from kafkasrcd.workers.handler_target import load_targets
 
     settings = configuration.settings
     in_transactions = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
-    return load_targets(settings.handler, configuration.base_directory, in_transactions=in_transactions)
+    return load_targets(
+        settings.handler,
+        configuration.base_directory,
+        in_transactions=in_transactions,
+        formats=Formats(settings),
+    )
 
 
 def _print(finding: "Finding") -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kafkasrcd.daemon import configuration_rules
+from kafkasrcd.daemon import configuration_rules, format_check
 from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.configuration_sources import (
     COMMAND_LINE,
@@ -127,6 +127,8 @@ def load(
         unusable = {name for problem in problems for name in (problem.setting, *problem.involves) if name}
         report = configuration_rules.check(settings)
         problems += [problem for problem in report.problems if not problem.depends_on(unusable)]
+        if not problems:
+            problems += format_check.check_files(settings, base_directory)
         warnings += report.warnings
         warnings += (f"environment {name}: there is no such setting; ignored" for name in ignored_variables(environ))
         warnings += _exposed_secrets(path, entries, values)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -28,6 +29,8 @@ from kafkasrcd.workers.control import (
     Unbind,
 )
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.formats import Shape
+from kafkasrcd.workers.topic_matcher import topic_matcher
 
 _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
@@ -91,6 +94,7 @@ class HandlerPool:
         self._events = events
         self._log = EventLog("handlers")
         self._bindings = 0
+        self._shapes: list[tuple[Callable[[str], object], Shape]] = []
         self._stopping = False
         self._boot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         supervisor = settings.supervisor
@@ -138,6 +142,10 @@ class HandlerPool:
         """Have the handler processes look at it: its lease has ended, and what they have open of it is to be closed."""
         for bell in self.bells(partition):
             os.eventfd_write(bell, 1)
+
+    def shape(self, topic: str) -> Shape:
+        """What records of ``topic`` are to be prepared as."""
+        return next((shape for matches, shape in self._shapes if matches(topic)), Shape.PLAIN)
 
     def unbind(self, partition: Partition) -> None:
         """Take it back; nothing of it is in flight. A no-op where it is not bound."""
@@ -193,6 +201,7 @@ class HandlerPool:
         if isinstance(message, HandlerReady):
             slot.ready = True
             slot.problem = ""
+            self._shapes = [(topic_matcher(pattern or "^"), shape) for pattern, shape in message.shapes]
             for binding, bound in slot.bound.items():
                 self._send_bind(slot, binding, bound)
             if not self._boot.done() and all(other.ready for other in self.slots):

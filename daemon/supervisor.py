@@ -22,6 +22,7 @@ from kafkasrcd.daemon.lifecycle import State
 from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.notify import Notifier
 from kafkasrcd.daemon.one_host import check_one_host
+from kafkasrcd.daemon.places import schema_directory
 from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.daemon.status import Status
 from kafkasrcd.daemon.status_report import (
@@ -85,7 +86,7 @@ class Supervisor:
         processes = settings.handler.processes or len(os.sched_getaffinity(0))
         layout = layout_of(settings.handler.ordering, processes)
         self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)
-        self._assignment = Assignment(settings, self._fork_server, self._recorder)
+        self._assignment = Assignment(settings, self._fork_server, self._recorder, base_directory, schema_directory())
         self._handlers = self._assignment.handlers = HandlerPool(
             settings, layout, base_directory, self._fork_server, store_url, self._assignment
         )

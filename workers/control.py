@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from kafkasrcd.storage.offset_store import Layer, Layout
+from kafkasrcd.workers.formats import Shape
 
 _MOST_DESCRIPTORS: Final = 250
 _MOST_BYTES: Final = 128 * 1024
@@ -23,6 +24,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     base_directory: str
     store_url: str
     slot: int
+    schema_directory: str = ""
+    """Where a worker finds, and keeps, the registry's schemas."""
 
     def __repr__(self) -> str:
         """Without settings and URL, which may have passwords."""
@@ -41,6 +44,8 @@ class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     start_offset: int
     layout: Layout
     layers: tuple[Layer, ...]
+    shape: Shape = Shape.PLAIN
+    """What its records are prepared as, where the worker has a part in that."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
@@ -55,6 +60,12 @@ class OffsetOutOfRange(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     high_watermark: int
 
 
+class WorkerWaits(msgspec.Struct, frozen=True, tag=True):
+    """The worker waits with what comes next: ``reason`` says for what. Empty: it goes on."""
+
+    reason: str
+
+
 class WorkerFault(msgspec.Struct, frozen=True, tag=True):
     """The worker cannot go on, and starting it again would not help: ``reason`` says why."""
 
@@ -62,7 +73,10 @@ class WorkerFault(msgspec.Struct, frozen=True, tag=True):
 
 
 class HandlerReady(msgspec.Struct, frozen=True, tag=True):
-    """The handler process has imported its targets."""
+    """The handler process has imported its targets. ``shapes``: for each pattern of topics, what its records are to be
+    prepared as; the pattern of all others is empty."""
+
+    shapes: tuple[tuple[str, Shape], ...] = ()
 
 
 class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
@@ -149,6 +163,7 @@ ControlMessage = (
     | WorkerReady
     | OffsetOutOfRange
     | WorkerFault
+    | WorkerWaits
     | HandlerReady
     | HandlerRefused
     | Bind

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.workers.control import Bind
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.formats import Formats, Kind
 from kafkasrcd.workers.frame import Columns, RecordError, decode_frame
 from kafkasrcd.workers.handler_target import HandlerTarget
 from kafkasrcd.workers.partition_memory import KEEPS_CELL, PartitionMemory
+from kafkasrcd.workers.payload import Decode, decoder_of
 from kafkasrcd.workers.prefix import Prefix
+from kafkasrcd.workers.reasons import reason_of
 from kafkasrcd.workers.ring import FAILURES, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, SKIPPED, STARTED, RingReader
 
 if TYPE_CHECKING:
@@ -82,6 +85,8 @@ class PartitionCursor:
         self._settings = settings
         self._log = log
         self._random = random.Random()  # noqa: S311 - for jitter
+        key_format = Formats(settings).key(bind.topic)
+        self._decode_key = None if key_format.kind is Kind.BYTES else decoder_of(key_format, Any)
 
     @property
     def coordinates(self) -> dict[str, Any]:
@@ -110,6 +115,8 @@ class PartitionCursor:
             self.index = 0
             if columns.offsets[0] < loaded:
                 self.index = sum(1 for offset in columns.offsets if offset < loaded)
+            if self._decode_key is not None and columns.keys is not None:
+                self._decode_keys(columns, self._decode_key)
             if columns.errors:
                 # In place of its value, so that decoding it fails and the path of good records has no test for it.
                 values: list[Any] = list(columns.values)
@@ -123,6 +130,24 @@ class PartitionCursor:
                 self.prefix.load(offsets)
             self.release_done()
         return True
+
+    def _decode_keys(self, columns: Columns, decode: Decode) -> None:
+        """Those that cannot be decoded stay bytes, and make their records undecodable."""
+        raw_keys: Sequence[bytes | None] = columns.keys or ()
+        keys: list[Any] = []
+        errors = list(columns.errors)
+        for index, key in enumerate(raw_keys):
+            try:
+                keys.append(None if key is None else decode(key))
+            except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
+                keys.append(columns.raw_key(index))
+                errors.append(RecordError(index, type(error).__name__, f"its key: {reason_of(error)}"))
+        if columns.raw_keys is None:
+            columns.raw_keys = raw_keys
+        if len(errors) > len(columns.errors) and columns.raws is None:
+            columns.raws = columns.values
+        columns.keys = keys
+        columns.errors = errors
 
     def rewind(self) -> None:
         """Read again what is not done for good."""
@@ -169,7 +194,7 @@ class PartitionCursor:
 
     def undecodable(self, offset: int, value: object, error: Exception) -> None:
         """The record cannot be deserialized: no further attempt would change that."""
-        reason = value.reason if isinstance(value, RecordError) else f"{type(error).__name__}: {_text(error)}"
+        reason = value.reason if isinstance(value, RecordError) else reason_of(error)
         self.cells[FAILURES] += 1
         self._log.repeated(
             "record_undecodable",

@@ -2,9 +2,9 @@
 
 Layout, little-endian: a fixed header; then the columns ``offsets`` (int64; left out where they are consecutive),
 ``timestamps`` (int64, ms, -1 for none), the lengths of values, keys, headers, raw values and raw keys (int32, -1 for
-null; all but the first left out where none has any); then values, keys, encoded headers, raw values, raw keys, one after
-the other; then the errors. A checksum covers header, columns and errors: with those sound, no value can be cut at the
-wrong place.
+null; all but the first left out where none has any); then values, keys, encoded headers, raw values and raw keys, one
+after the other; then the errors. A checksum covers header, columns and errors: with those sound, no value can be cut at
+the wrong place.
 """
 
 import sys
@@ -47,8 +47,8 @@ class RecordError(msgspec.Struct, frozen=True, array_like=True):
 class Columns(msgspec.Struct):
     """Records of one partition, in offset order. All sequences have the same length, or are None for "none has it".
 
-    A value, key or encoded headers may be None (null). ``raws`` and ``raw_keys``: the bytes that Kafka has, where values
-    and keys are not these but what was made of them.
+    A value, key or encoded headers may be None (null). ``raws`` and ``raw_keys``: the bytes that Kafka has, where
+    values and keys are not these but what was made of them.
     """
 
     offsets: Sequence[int]

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kafkasrcd.deserializer import Deserializer
     from kafkasrcd.errors import (
         AssignmentLost,
         ConfigurationError,
@@ -36,6 +37,7 @@ __all__ = [
     "CommitStrategy",
     "ConfigurationError",
     "DeserializationError",
+    "Deserializer",
     "GroupError",
     "HandlerError",
     "Headers",
@@ -55,7 +57,7 @@ __all__ = [
     "WorkerHungError",
 ]
 
-_HOMES = {"CommitStrategy": "settings", "Headers": "message", "Message": "message"}
+_HOMES = {"CommitStrategy": "settings", "Deserializer": "deserializer", "Headers": "message", "Message": "message"}
 
 
 def __getattr__(name: str) -> Any:

@@ -226,8 +226,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     poll_timeout_ms: Annotated[int, Meta(ge=1, le=10_000)] = 100
     """The longest a worker waits in one poll of the broker."""
     value_format: str = "json"
-    """``json``, ``string``, ``bytes``, ``msgpack``, ``avro``, ``protobuf``, ``json_schema``, or ``custom:`` and a class,
-    as in ``custom:package.module:Class``."""
+    """``json``, ``string``, ``bytes``, ``msgpack``, ``avro``, ``protobuf``, ``json_schema``, or a class of yours, as
+    in ``custom:package.module:Class``."""
     key_format: str = "bytes"
     """The same for keys."""
     formats: dict[str, FormatSettings] = field(default_factory=dict[str, FormatSettings])
