@@ -16,6 +16,7 @@ from kafkasrcd.settings import Settings
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.refusals import Conflict
 from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, Kind, TransactionEnded
+from kafkasrcd.workers.checkpoint_size import CheckpointSize
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import Commits, HeldUp
 from kafkasrcd.workers.control import Fenced, StoreAway
@@ -45,8 +46,7 @@ class Checkpoints(Commits):
     ) -> None:
         self._transaction = transaction
         self._interval_ns = settings.checkpoint_interval_ms * 1_000_000
-        self._most = self._most_now = settings.checkpoint_max_messages
-        """Fewer for a while where transactions of several processes get in each other's way."""
+        self._size = CheckpointSize(settings.checkpoint_max_messages, boottime_ns)
         self._bindings = bindings
         self._log = EventLog("checkpoint")
         self._known: set[PartitionCursor] = set()
@@ -71,7 +71,7 @@ class Checkpoints(Commits):
 
     @property
     def _is_full(self) -> bool:
-        return self._count >= self._most_now
+        return self._count >= self._size.now
 
     @property
     def _is_due(self) -> bool:
@@ -133,7 +133,7 @@ class Checkpoints(Commits):
             cursor.cells[UNSAVED] = 0
         self._forget()
         self._retry_ns = _FIRST_RETRY_NS
-        self._most_now = min(2 * self._most_now, self._most)
+        self._size.committed()
 
     def _rolled_back(self) -> None:
         """The transaction is undone: read everything again from where the committed records end."""
@@ -162,7 +162,7 @@ class Checkpoints(Commits):
         way, it is tried again soon, at a random moment and with fewer records: two that met will not for ever."""
         if isinstance(error, Conflict):
             self._log.repeated("transaction_conflict", f"the transaction is rolled back: {error}", same=())
-            self._most_now = max(1, min(self._most_now, self._count) // 2)
+            self._size.conflict(self._count)
             self._rolled_back()
             self._hold_back(boottime_ns() + self._random.randrange(_MOST_CONFLICT_NS))
             return
