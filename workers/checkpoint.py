@@ -7,15 +7,16 @@ only has the records handled again, from where the committed ones end.
 """
 
 import random
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from kafkasrcd.errors import StaleAssignment, StoreError, StoreUnavailable
 from kafkasrcd.settings import Settings
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.refusals import Conflict
-from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, TransactionEnded
+from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, Kind, TransactionEnded
+from kafkasrcd.workers.checkpoint_size import CheckpointSize
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import Commits, HeldUp
 from kafkasrcd.workers.control import Fenced, StoreAway
@@ -24,6 +25,11 @@ from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.ring import COMMITTABLE, PROCESSED, UNSAVED
 
+if TYPE_CHECKING:
+    from kafkasrcd.storage.async_transaction import AsyncEffectsTransaction
+
+T = TypeVar("T")
+
 _FIRST_RETRY_NS: Final = 100_000_000
 _MOST_RETRY_NS: Final = 5_000_000_000
 _MOST_CONFLICT_NS: Final = 50_000_000
@@ -31,14 +37,16 @@ _MOST_CONFLICT_NS: Final = 50_000_000
 
 
 class Checkpoints(Commits):
-    """What plain and ``async def`` handlers share: which slots have done something since the last checkpoint."""
+    """Which slots have done something since the last checkpoint, and what follows from what the database says."""
 
     one_at_a_time = True
 
-    def __init__(self, settings: Settings, bindings: HandlerBindings) -> None:
+    def __init__(
+        self, settings: Settings, bindings: HandlerBindings, transaction: "AsyncEffectsTransaction | _Blocking"
+    ) -> None:
+        self._transaction = transaction
         self._interval_ns = settings.checkpoint_interval_ms * 1_000_000
-        self._most = self._most_now = settings.checkpoint_max_messages
-        """Fewer for a while where transactions of several processes get in each other's way."""
+        self._size = CheckpointSize(settings.checkpoint_max_messages, boottime_ns)
         self._bindings = bindings
         self._log = EventLog("checkpoint")
         self._known: set[PartitionCursor] = set()
@@ -63,7 +71,7 @@ class Checkpoints(Commits):
 
     @property
     def _is_full(self) -> bool:
-        return self._count >= self._most_now
+        return self._count >= self._size.now
 
     @property
     def _is_due(self) -> bool:
@@ -125,7 +133,7 @@ class Checkpoints(Commits):
             cursor.cells[UNSAVED] = 0
         self._forget()
         self._retry_ns = _FIRST_RETRY_NS
-        self._most_now = min(2 * self._most_now, self._most)
+        self._size.committed()
 
     def _rolled_back(self) -> None:
         """The transaction is undone: read everything again from where the committed records end."""
@@ -154,7 +162,7 @@ class Checkpoints(Commits):
         way, it is tried again soon, at a random moment and with fewer records: two that met will not for ever."""
         if isinstance(error, Conflict):
             self._log.repeated("transaction_conflict", f"the transaction is rolled back: {error}", same=())
-            self._most_now = max(1, min(self._most_now, self._count) // 2)
+            self._size.conflict(self._count)
             self._rolled_back()
             self._hold_back(boottime_ns() + self._random.randrange(_MOST_CONFLICT_NS))
             return
@@ -190,69 +198,46 @@ class Checkpoints(Commits):
         else:
             self._rolled_back()
 
-    @abstractmethod
-    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]: ...
-
-
-def _name(cursor: PartitionCursor) -> TopicPartition:
-    return TopicPartition(cursor.topic, cursor.partition)
-
-
-class PlainCheckpoints(Checkpoints):
-    """For plain handlers; everything blocks the process."""
-
-    def __init__(self, settings: Settings, bindings: HandlerBindings, transaction: EffectsTransaction) -> None:
-        super().__init__(settings, bindings)
-        self._transaction = transaction
-
-    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
+    async def _call(self, cursor: PartitionCursor, argument: Any) -> Any:
         target = cursor.target
-        function, kind, is_batch = target.function, target.transaction or "connection", target.is_batch
-
-        def call(argument: Any) -> Any:
-            self._hold(cursor)
-            if self._is_full and not self._commit():
+        self._hold(cursor)
+        if self._is_full and not await self._commit():
+            raise HeldUp
+        try:
+            if cursor not in self._known and not await self._look(cursor):
                 raise HeldUp
-            try:
-                if cursor not in self._known and not self._look(cursor):
-                    raise HeldUp
-                self._touch(cursor)
-                returned = self._transaction.call(function, argument, kind)
-            except StoreUnavailable as error:
-                self._away(error)
-                raise HeldUp from error
-            except TransactionEnded as error:
-                self._broken(cursor, error)
-                raise HeldUp from error
-            self._count += len(argument) if is_batch else 1
-            return returned
+            self._touch(cursor)
+            returned = await self._transaction.call(target.function, argument, target.transaction or "connection")
+        except StoreUnavailable as error:
+            self._away(error)
+            raise HeldUp from error
+        except TransactionEnded as error:
+            self._broken(cursor, error)
+            raise HeldUp from error
+        self._count += len(argument) if target.is_batch else 1
+        return returned
 
-        return call
-
-    def turn(self) -> float:
+    async def _turn(self) -> float:
         if self._unknown:
-            self._decide()
+            await self._decide()
         elif self._is_due:
-            self._commit()
+            await self._commit()
         return self._wait_ms
 
-    def end(self) -> None:
-        self._transaction.close()
-
-    def _look(self, cursor: PartitionCursor) -> bool:
+    async def _look(self, cursor: PartitionCursor) -> bool:
         """Learn where ``cursor`` begins, in a transaction of its own: what is locked for that is free again at once."""
-        if self._unsaved and not self._commit():
+        if self._unsaved and not await self._commit():
             return False
         (mine,) = self._advances({cursor: cursor.cells[COMMITTABLE]})
-        recorded = self._transaction.reached(mine)
-        self._transaction.rollback()
+        recorded = await self._transaction.reached(mine)
+        await self._transaction.rollback()
         return self._learn(cursor, recorded)
 
-    def _commit(self) -> bool:
+    async def _commit(self) -> bool:
         """False where it was not made, as far as is known."""
         reached = self._reached()
         try:
-            refusals = self._transaction.commit(self._advances(reached))
+            refusals = await self._transaction.commit(self._advances(reached))
         except CommitUnknown as error:
             self._in_doubt(error, reached)
         except StoreUnavailable as error:
@@ -264,10 +249,78 @@ class PlainCheckpoints(Checkpoints):
             self._refused(refusals)
         return False
 
-    def _decide(self) -> None:
+    async def _decide(self) -> None:
         if boottime_ns() < self._retry_at_ns:
             return
         try:
-            self._decided(self._transaction.settle(self._advances(self._unknown)))
+            self._decided(await self._transaction.settle(self._advances(self._unknown)))
         except StoreUnavailable as error:
             self._wait(error)
+
+
+class AsyncCheckpoints(Checkpoints):
+    """For ``async def`` handlers: the runner awaits each call, and counts it, before it begins another or takes a turn
+    here. One call at a time in the whole process: a database connection runs one statement at a time."""
+
+    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
+        return partial(self._call, cursor)
+
+    async def turn_async(self) -> float:
+        return await self._turn()
+
+    async def end_async(self) -> None:
+        await self._transaction.close()
+
+
+class PlainCheckpoints(Checkpoints):
+    """For plain handlers: everything blocks the process, and what is awaited is done when it is asked for."""
+
+    def __init__(self, settings: Settings, bindings: HandlerBindings, transaction: EffectsTransaction) -> None:
+        super().__init__(settings, bindings, _Blocking(transaction))
+
+    def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
+        return lambda argument: _at_once(self._call(cursor, argument))
+
+    def turn(self) -> float:
+        return _at_once(self._turn())
+
+    def end(self) -> None:
+        _at_once(self._transaction.close())
+
+
+class _Blocking:
+    """A plain transaction, to be awaited: every step of it is over when it is first looked at."""
+
+    def __init__(self, transaction: EffectsTransaction) -> None:
+        self._transaction = transaction
+
+    async def call(self, function: Callable[[Any, Any], Any], argument: object, kind: Kind) -> object:
+        return self._transaction.call(function, argument, kind)
+
+    async def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
+        return self._transaction.commit(advances)
+
+    async def settle(self, advances: Sequence[Advance]) -> bool:
+        return self._transaction.settle(advances)
+
+    async def reached(self, mine: Advance) -> int | None:
+        return self._transaction.reached(mine)
+
+    async def rollback(self) -> None:
+        self._transaction.rollback()
+
+    async def close(self) -> None:
+        self._transaction.close()
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as returned:
+        return cast(T, returned.value)
+    raise RuntimeError("a plain handler's checkpoint waits for something")
+
+
+def _name(cursor: PartitionCursor) -> TopicPartition:
+    return TopicPartition(cursor.topic, cursor.partition)

@@ -64,12 +64,12 @@ def commits_of(settings: Settings, bindings: HandlerBindings, store_url: str) ->
     # Here, so that handlers of the other strategies do not load SQLAlchemy (0.2 s, 20 MB).
     idle_seconds = session_timeout_ms(settings) / 1000
     where = (store_url, settings.group_id, settings.store.busy_timeout_ms, idle_seconds)
+    from kafkasrcd.workers.checkpoint import AsyncCheckpoints, PlainCheckpoints
+
     if bindings.has_async:
         from kafkasrcd.storage.async_transaction import AsyncEffectsTransaction
-        from kafkasrcd.workers.async_checkpoint import AsyncCheckpoints
 
         return AsyncCheckpoints(settings, bindings, AsyncEffectsTransaction(*where))
     from kafkasrcd.storage.transaction import EffectsTransaction
-    from kafkasrcd.workers.checkpoint import PlainCheckpoints
 
     return PlainCheckpoints(settings, bindings, EffectsTransaction(*where))
