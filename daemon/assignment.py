@@ -167,6 +167,7 @@ class Assignment:
                 layout=self.handlers.layout,
                 layers=partition.reached().carried,
                 shape=self.handlers.shape(name.topic),
+                refused=tuple(partition.refused.items()),
             ),
             (memory.fd, partition.bell, *self.handlers.bells(partition)),
         )
@@ -189,6 +190,15 @@ class Assignment:
     def _on_worker_exit(self, partition: Partition, child: ChildProcess, exit_code: int) -> None:
         if partition.worker is not child or partition.state not in WORKING or partition.moving:
             return
+        refused = partition.worker_ended(describe_exit(exit_code))
+        if refused is not None:
+            self._log.error(
+                "record_refused",
+                f"{partition.name}@{refused} is not prepared again: {partition.refused[refused]}",
+                topic=partition.name.topic,
+                partition=partition.name.partition,
+                offset=refused,
+            )
         delay = partition.backoff.next_delay()
         if delay is None:
             partition.fail(f"its worker keeps ending, last with {describe_exit(exit_code)}", _MEND_AND_RESTART)

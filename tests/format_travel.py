@@ -1,7 +1,9 @@
 """Records through both halves of a format and the frame between them, as between two processes."""
 
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kafkasrcd.settings import FormatSettings, SchemaRegistrySettings, Settings
@@ -13,6 +15,7 @@ from kafkasrcd.workers.reasons import reason_of
 from tests.test_record_batch import kafka_message
 
 TOPIC = "orders"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Bad(NamedTuple):
@@ -22,7 +25,7 @@ class Bad(NamedTuple):
 
 
 class Travel:
-    """Of one topic. ``row``: its settings in ``[formats.orders]``."""
+    """Of one topic. ``row`` and ``more``: its settings in ``[formats.orders]``."""
 
     def __init__(
         self,
@@ -31,12 +34,12 @@ class Travel:
         folder: Path = Path(),
         registry: str | SchemaRegistrySettings = "",
         schema_directory: Path | None = None,
-        path: list[str] | None = None,
-        **row: str,
+        row: Mapping[str, str] = NOTHING,
+        **more: str,
     ) -> None:
         if isinstance(registry, str):
             registry = SchemaRegistrySettings(url=registry, timeout_ms=2_000)
-        settings = Settings(topics=[TOPIC], formats={TOPIC: FormatSettings(**row)}, schema_registry=registry)
+        settings = Settings(topics=[TOPIC], formats={TOPIC: FormatSettings(**row, **more)}, schema_registry=registry)
         formats = Formats(settings)
         self._decode = decoder_of(formats.value(TOPIC), payload_type)
         self.preparation = preparation_of(

@@ -60,7 +60,7 @@ class RegistryProxy:
                     with error:
                         return error.code, error.read(), {}
 
-            def log_message(self, *_: object) -> None:  # type: ignore[override]
+            def log_message(self, *_: object) -> None:
                 """Nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -49,8 +49,9 @@ def wait_kept(folder: Path, count: int) -> list[Kept]:
 
 
 def avro(registry: RegistryServer, topic: str, value: Any, field: MessageField = MessageField.VALUE) -> bytes:
+    serializer: Any = AvroSerializer  # the type checkers disagree on what its constructor takes
     with SchemaRegistryClient({"url": registry.url}) as client:
-        raw = AvroSerializer(client, json.dumps(USER))(value, SerializationContext(topic, field))
+        raw: bytes | None = serializer(client, json.dumps(USER))(value, SerializationContext(topic, field))
     assert raw is not None
     return raw
 
@@ -134,6 +135,26 @@ def test_a_format_of_one_s_own_and_string_keys(kafka: KafkaCluster, topic: str, 
         records = wait_kept(tmp_path, 2)
         wait_until(lambda: len(kept(tmp_path)) == 2, 5, "no more")
     assert [(each.offset, each.key, each.payload) for each in records] == [(0, "k", "A"), (3, "", "")]
+
+
+def test_a_record_that_ends_its_worker_is_refused_after_so_many_deaths(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    values = [b"a", b"deadly", b"b", b"deadly", b"c"]
+    kafka.produce(topic, [Record(0, None, value) for value in values])
+    kafka.produce(topic, [Record(1, None, b"other")])
+    settings = ("value_format=custom:tests.format_handlers:Deadly", "handler.crash_attempts=2")
+    with daemon(kafka, topic, tmp_path, *settings) as running:
+        records = wait_kept(tmp_path, 4)
+        running.wait_caught_up({0: 5, 1: 1})
+        skipped = [event["message"] for event in running.events("record_skipped")]
+        refused = [event["offset"] for event in running.events("record_refused")]
+        deaths = len(running.events("worker_died"))
+    assert [(each.partition, each.payload) for each in records] == [(0, "A"), (0, "B"), (0, "C"), (1, "OTHER")]
+    assert (refused, deaths) == ([1, 3], 4)
+    assert skipped[0].endswith(
+        "@1 is skipped: cannot be deserialized: its deserializer ended the worker 2 times, last with SIGSEGV"
+    )
 
 
 def test_a_missing_class_refuses_to_start(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Avro, Protobuf and JSON Schema: written by confluent-kafka's serializers against a real registry, and from files."""
 
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -19,9 +20,9 @@ import msgspec
 import pydantic
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
-from confluent_kafka.schema_registry.avro import AvroSerializer
-from confluent_kafka.schema_registry.json_schema import JSONSerializer
-from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
+from confluent_kafka.schema_registry.avro import AvroSerializer as _AvroSerializer
+from confluent_kafka.schema_registry.json_schema import JSONSerializer as _JSONSerializer
+from confluent_kafka.schema_registry.protobuf import ProtobufSerializer as _ProtobufSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -31,6 +32,11 @@ from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.workers.protobuf_format import message_indexes
 from tests.format_travel import Bad, Travel
 from tests.registry_server import RegistryServer
+
+# The type checkers disagree on what their constructors take.
+AvroSerializer: Any = _AvroSerializer
+JSONSerializer: Any = _JSONSerializer
+ProtobufSerializer: Any = _ProtobufSerializer
 
 fuzz = hypothesis_settings(deadline=None, derandomize=True, max_examples=300)
 
@@ -150,12 +156,12 @@ def test_avro_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "order.avsc").write_text(json.dumps(ORDER_SCHEMA))
     raw = avro(ORDER_SCHEMA, ORDER)
     row = {"value_format": "avro", "value_schema": "order.avsc"}
-    good, empty, torn, longer = Travel(folder=tmp_path, **row)(raw, b"", raw[:-1], raw + b"\0")
+    good, empty, torn, longer = Travel(folder=tmp_path, row=row)(raw, b"", raw[:-1], raw + b"\0")
     assert good == ORDER
     assert isinstance(empty, Bad)
     assert isinstance(torn, Bad)
     assert longer == Bad("ValueError: 1 bytes more than its schema has")
-    assert Travel(Order, folder=tmp_path, **row)(raw) == [TYPED]
+    assert Travel(Order, folder=tmp_path, row=row)(raw) == [TYPED]
 
 
 def test_avro_that_does_not_fit_the_annotation_says_where(tmp_path: Path) -> None:
@@ -240,10 +246,9 @@ def test_what_a_registry_s_values_can_be_wrong_in(
 
 
 def avro(schema: Any, value: Any) -> bytes:
-    import io
-
+    write: Any = fastavro.schemaless_writer
     stream = io.BytesIO()
-    fastavro.schemaless_writer(stream, fastavro.parse_schema(schema), value)
+    write(stream, fastavro.parse_schema(schema), value)
     return stream.getvalue()
 
 
@@ -307,7 +312,7 @@ def fill(module: Any) -> Any:
     return message
 
 
-FILLED = {
+FILLED: dict[str, Any] = {
     "id": 2**40,
     "user_name": "ann",
     "token": b"\xff",
@@ -334,7 +339,7 @@ class ProtoOrder:
     number: int | None = None
 
 
-def serializer_of(message: Any, client: SchemaRegistryClient) -> ProtobufSerializer:
+def serializer_of(message: Any, client: SchemaRegistryClient) -> Any:
     return ProtobufSerializer(message, client, {"use.deprecated.format": False})
 
 
@@ -389,19 +394,19 @@ def test_protobuf_from_a_file(generated: tuple[Path, Any]) -> None:
     row = {"value_format": "protobuf", "value_schema": order, "value_message": f"{package}.Order"}
     message = fill(module)
     raw = message.SerializeToString()
-    good, empty, bad = Travel(folder=folder, **row)(raw, b"", b"\xff")
+    good, empty, bad = Travel(folder=folder, row=row)(raw, b"", b"\xff")
     assert good == FILLED
     assert empty["id"] == 0
     assert empty["lines"] == []
     assert "at" not in empty
     assert bad.reason.startswith("DecodeError: ")
-    assert Travel(module.Order, folder=folder, **row)(raw) == [message]
+    assert Travel(module.Order, folder=folder, row=row)(raw) == [message]
     with pytest.raises(
         ConfigurationError, match=r"formats\.orders\.value_message: missing; .* has shop.*\.Other, shop"
     ):
         Travel(folder=folder, value_format="protobuf", value_schema=order)
     with pytest.raises(ConfigurationError, match="has no message 'Nope'"):
-        Travel(folder=folder, **{**row, "value_message": "Nope"})
+        Travel(folder=folder, row={**row, "value_message": "Nope"})
 
 
 @fuzz

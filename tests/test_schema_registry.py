@@ -5,9 +5,11 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kafkasrcd.settings import SchemaRegistrySettings
@@ -25,8 +27,9 @@ def number(schema_registry: RegistryServer) -> int:
     return schema_registry.register("a-subject", SCHEMA)
 
 
-def asking(url: str, folder: Path = Path(), timeout_ms: int = 5_000, **settings: str) -> SchemaRegistry:
-    return SchemaRegistry(SchemaRegistrySettings(url=url, timeout_ms=timeout_ms, **settings), folder)
+def asking(url: str, folder: Path = Path(), *, timeout_ms: int = 5_000, **settings: str) -> SchemaRegistry:
+    given = msgspec.convert({"url": url, "timeout_ms": timeout_ms, **settings}, SchemaRegistrySettings)
+    return SchemaRegistry(given, folder)
 
 
 # ---- who may ask -----------------------------------------------------------------------------------------------------
@@ -61,10 +64,9 @@ def test_credentials_in_the_address_are_sent_and_not_shown(schema_registry: Regi
 def test_tls_with_a_certificate_of_the_client_s(schema_registry: RegistryServer, number: int, tmp_path: Path) -> None:
     server, client = make_certificate(tmp_path, "server"), make_certificate(tmp_path, "client")
     with RegistryProxy(schema_registry.url, certificate=server, client_ca=client) as proxy:
-        trusting = {"ca_location": "server.pem", "certificate_location": "client.pem"}
-        assert asking(proxy.url, tmp_path, **trusting).schema(number).text == SCHEMA
-        key_apart = {**trusting, "key_location": "client.key"}
-        assert asking(proxy.url, tmp_path, **key_apart).schema(number).text == SCHEMA
+        trusting = partial(asking, proxy.url, tmp_path, ca_location="server.pem", certificate_location="client.pem")
+        assert trusting().schema(number).text == SCHEMA
+        assert trusting(key_location="client.key").schema(number).text == SCHEMA
         with pytest.raises(RegistryAway, match="CERTIFICATE_VERIFY_FAILED"):
             asking(proxy.url, tmp_path).schema(number)
         with pytest.raises(RegistryAway):
@@ -137,7 +139,11 @@ def test_what_is_kept_needs_no_registry_any_more(schema_registry: RegistryServer
 def test_many_at_once_ask_once(schema_registry: RegistryServer, number: int, tmp_path: Path) -> None:
     with RegistryProxy(schema_registry.url) as proxy, ThreadPoolExecutor(16) as pool:
         caches = [SchemaCache(asking(proxy.url), tmp_path) for _ in range(64)]
-        assert len({cache.text for cache in pool.map(lambda cache: cache.get(number), caches)}) == 1
+
+        def get(cache: SchemaCache) -> str:
+            return cache.get(number).text
+
+        assert set(pool.map(get, caches)) == {SCHEMA}
         assert len(proxy.asked) == 1
 
 

@@ -46,6 +46,8 @@ class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     layers: tuple[Layer, ...]
     shape: Shape = Shape.PLAIN
     """What its records are prepared as, where the worker has a part in that."""
+    refused: tuple[tuple[int, str], ...] = ()
+    """Offsets whose records are not prepared again, since that ended workers, and what is said of each."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):

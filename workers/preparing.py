@@ -4,8 +4,9 @@ Nothing here depends on which format it is; ``Preparer`` is what a format has to
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from confluent_kafka import Message
@@ -15,7 +16,7 @@ from kafkasrcd.settings import SchemaRegistrySettings, Settings
 from kafkasrcd.workers.formats import WITH_SCHEMA, Format, Formats, Kind, Shape
 from kafkasrcd.workers.frame import Columns, RecordError
 from kafkasrcd.workers.partition_memory import PREPARING, UNKNOWN
-from kafkasrcd.workers.reasons import reason_of
+from kafkasrcd.workers.reasons import SaysWhere, reason_of
 from kafkasrcd.workers.schema_cache import SchemaCache
 from kafkasrcd.workers.schema_registry import SchemaRegistry
 
@@ -25,6 +26,9 @@ EXTRAS: Final = {
     Kind.JSON_SCHEMA: ("jsonschema_rs", "json-schema"),
 }
 """The module a format needs, and the extra of kafkasrcd that brings it."""
+
+
+NONE_REFUSED: Final[Mapping[int, str]] = MappingProxyType({})
 
 
 class Preparer(Protocol):
@@ -42,14 +46,14 @@ class Preparer(Protocol):
         ...
 
 
-class Refused(Exception):
+class Refused(SaysWhere):
     """A record that is not to be prepared again: it has ended workers."""
 
 
 class Preparation:
     """What is done to the records of one topic. ``cells`` are the partition's: PREPARING is the offset in hand.
 
-    ``refused``: an offset, and why the record there is passed on as an error unprepared.
+    ``refused``: offsets of records that are passed on as errors unprepared, and why.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Preparation:
         values: Preparer | None,
         keys: Preparer | None,
         cells: memoryview,
-        refused: tuple[int, str] | None = None,
+        refused: Mapping[int, str] = NONE_REFUSED,
     ) -> None:
         self._values = values
         self._keys = keys
@@ -67,7 +71,7 @@ class Preparation:
     def ready(self, messages: Sequence[Message]) -> int:
         """How many of ``messages``, from the first on, can be prepared now; raises RegistryAway where none can."""
         for index, message in enumerate(messages):
-            if self._refused is not None and message.offset() == self._refused[0]:
+            if message.offset() in self._refused:
                 continue
             try:
                 value, key = message.value(), message.key()
@@ -111,19 +115,16 @@ class Preparation:
         prepared: list[bytes | None] = []
         append = prepared.append
         cells = self._cells
-        refused_at, reason = self._refused or (UNKNOWN, "")
+        refused = self._refused
         for offset, raw in zip(columns.offsets, column, strict=True):
             if raw is None:
                 append(None)
                 continue
             try:
-                if offset == refused_at:
-                    raise Refused
+                if refused and offset in refused:
+                    raise Refused(refused[offset])
                 cells[PREPARING] = offset  # should it end this process
                 append(prepare(raw))
-            except Refused:
-                append(None)
-                errors.append(RecordError(len(prepared) - 1, "Refused", reason))
             except Exception as error:  # noqa: BLE001 - whatever is raised is about the record
                 append(None)
                 errors.append(RecordError(len(prepared) - 1, type(error).__name__, what + reason_of(error)))
@@ -138,7 +139,7 @@ def preparation_of(
     base_directory: Path,
     schema_directory: str,
     cells: memoryview,
-    refused: tuple[int, str] | None = None,
+    refused: Mapping[int, str] = NONE_REFUSED,
 ) -> Preparation | None:
     """What is done to the records of ``topic``; None where the worker has no part in its formats.
 

@@ -105,7 +105,13 @@ class Worker:
         }
         self._watermarks_due = 0.0
         self._preparation = preparation_of(
-            settings, start.topic, start.shape, Path(setup.base_directory), setup.schema_directory, self._cells
+            settings,
+            start.topic,
+            start.shape,
+            Path(setup.base_directory),
+            setup.schema_directory,
+            self._cells,
+            dict(start.refused),
         )
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
