@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
-from kafkasrcd.daemon.topic_patterns import is_pattern, subscribes
+from kafkasrcd.daemon.topic_patterns import is_pattern, pattern_error, subscribes
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import FormatSettings, SchemaRegistrySettings, Settings
 from kafkasrcd.workers.formats import CUSTOM_PREFIX, WITH_SCHEMA, Format, Formats, Kind, kind_of_format
@@ -22,9 +22,11 @@ def check_names(settings: Settings) -> Iterator[Problem]:
     rows = [("", getattr(settings, f"{side}_format"), f"{side}_format") for side in _SIDES]
     for topic, row in settings.formats.items():
         rows += [(topic, getattr(row, f"{side}_format"), f"formats.{topic}.{side}_format") for side in _SIDES]
-        if not is_pattern(topic) and not any(
-            subscribes(each, topic, settings.supervisor.group_protocol) for each in settings.topics
-        ):
+        if is_pattern(topic):
+            if reason := pattern_error(topic):
+                wrong = True
+                yield Problem(f"formats.{topic}", f"{shown(topic)} is not a regular expression: {reason}")
+        elif not any(subscribes(each, topic, settings.supervisor.group_protocol) for each in settings.topics):
             text = f"the topic is not among topics{did_you_mean(topic, settings.topics)}"
             yield Problem(f"formats.{topic}", text, ("topics",))
     for topic, text, setting in rows:
@@ -70,16 +72,13 @@ def check_files(settings: Settings, base_directory: Path) -> Iterator[Problem]:
 def _used(settings: Settings) -> Iterator[Format]:
     """Each format that some topic has, or may have."""
     formats = Formats(settings)
-    topics = [topic for topic in settings.topics if not is_pattern(topic)]
-    topics += settings.formats
-    if len(topics) < len(settings.topics) + len(settings.formats) or not topics:
-        topics.append("")  # of a topic that no row names
-    seen: set[Format] = set()
-    for topic in topics:
-        for form in (formats.value(topic), formats.key(topic)):
-            if form not in seen:
-                seen.add(form)
-                yield form
+    named = [topic for topic in settings.topics if not is_pattern(topic)]
+    certain = {form for topic in named for form in (formats.value(topic), formats.key(topic))}
+    are_all_named = len(named) == len(settings.topics)
+    default = {formats.value(""), formats.key("")}
+    yield from dict.fromkeys(
+        form for form in formats.all() if form in certain or form not in default or not are_all_named
+    )
 
 
 def _name(text: str, setting: str) -> Iterator[Problem]:

@@ -96,21 +96,29 @@ class Formats:
 
     def value(self, topic: str) -> Format:
         """Of the values of ``topic``."""
-        pattern, row = self._row(topic)
-        if row.value_format:
-            setting = f"formats.{pattern}.value_format"
-            return _format(row.value_format, setting, row.value_schema, row.value_reader_schema, row.value_message)
-        return _format(
-            self._settings.value_format, "value_format", row.value_schema, row.value_reader_schema, row.value_message
-        )
+        return self._value(*self._row(topic))
 
     def key(self, topic: str) -> Format:
         """Of the keys of ``topic``."""
-        pattern, row = self._row(topic)
-        if row.key_format:
-            setting = f"formats.{pattern}.key_format"
-            return _format(row.key_format, setting, row.key_schema, row.key_reader_schema, row.key_message)
-        return _format(self._settings.key_format, "key_format", row.key_schema, row.key_reader_schema, row.key_message)
+        return self._key(*self._row(topic))
+
+    def all(self) -> Iterator[Format]:
+        """Those of all rows, and those of topics that no row names."""
+        for pattern, row in (*self._settings.formats.items(), ("", _NO_ROW)):
+            yield self._value(pattern, row)
+            yield self._key(pattern, row)
+
+    def _value(self, pattern: str, row: FormatSettings) -> Format:
+        text, setting = row.value_format, f"formats.{pattern}.value_format"
+        if not text:
+            text, setting = self._settings.value_format, "value_format"
+        return _format(text, setting, row.value_schema, row.value_reader_schema, row.value_message)
+
+    def _key(self, pattern: str, row: FormatSettings) -> Format:
+        text, setting = row.key_format, f"formats.{pattern}.key_format"
+        if not text:
+            text, setting = self._settings.key_format, "key_format"
+        return _format(text, setting, row.key_schema, row.key_reader_schema, row.key_message)
 
     def certain_values(self) -> Iterator[tuple[str, Format]]:
         """The topics that are subscribed to by name, and the format of their values: what can be known beforehand."""
