@@ -60,7 +60,7 @@ class RegistryProxy:
                     with error:
                         return error.code, error.read(), {}
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is called above
                 """Nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,6 +1,7 @@
 """Formats in a real daemon, on a real broker and a real registry: what is read, what is waited for, what is refused."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from tests.daemon_process import DaemonProcess
+from tests.daemon_process import COMMAND, ROOT, DaemonProcess
 from tests.format_handlers import Kept
 from tests.kafka_cluster import KafkaCluster, Record
 from tests.registry_proxy import RegistryProxy
@@ -155,6 +156,31 @@ def test_a_record_that_ends_its_worker_is_refused_after_so_many_deaths(
     assert skipped[0].endswith(
         "@1 is skipped: cannot be deserialized: its deserializer ended the worker 2 times, last with SIGSEGV"
     )
+
+
+def test_config_check_asks_the_registry(
+    kafka: KafkaCluster, schema_registry: RegistryServer, topic: str, tmp_path: Path
+) -> None:
+    def check(url: str) -> subprocess.CompletedProcess[str]:
+        settings = {
+            "brokers": kafka.bootstrap,
+            "topics": topic,
+            "handler.target": "tests.format_handlers:keep",
+            "handler.path": str(ROOT),
+            "value_format": "avro",
+            "schema_registry.url": url,
+        }
+        options = [word for name, value in settings.items() for word in ("-s", f"{name}={value}")]
+        command = [COMMAND, "config", "check", *options]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    good = check(schema_registry.url)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert f"the schema registry at {schema_registry.url} answers" in good.stdout
+    bad = check("http://u:hunter2@127.0.0.1:9")
+    assert bad.returncode == 69
+    assert "no schema registry answers: http://127.0.0.1:9: " in bad.stdout
+    assert "hunter2" not in bad.stdout + bad.stderr
 
 
 def test_a_missing_class_refuses_to_start(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from kafkasrcd.daemon.configuration import load
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.workers.protobuf_format import message_indexes
 from tests.format_travel import Bad, Travel
@@ -246,9 +248,9 @@ def test_what_a_registry_s_values_can_be_wrong_in(
 
 
 def avro(schema: Any, value: Any) -> bytes:
-    write: Any = fastavro.schemaless_writer
     stream = io.BytesIO()
-    write(stream, fastavro.parse_schema(schema), value)
+    library: Any = fastavro
+    library.schemaless_writer(stream, fastavro.parse_schema(schema), value)
     return stream.getvalue()
 
 
@@ -507,6 +509,31 @@ def test_a_file_without_a_schema(kind: str, content: str | None, reason: str, tm
         Travel(folder=tmp_path, value_format=kind, value_schema=name)
     assert str(refused.value).startswith("formats.orders.value_schema: ")
     assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"),
+    [
+        ("avro", "fastavro", "avro"),
+        ("protobuf", "google.protobuf", "protobuf"),
+        ("json_schema", "jsonschema_rs", "json-schema"),
+    ],
+)
+def test_a_missing_library_is_named_with_what_brings_it(
+    kind: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert extra in extras["optional-dependencies"]
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "kafkasrcd.toml"
+    path.write_text(
+        f"topics = ['a']\nhandler.target = 'a:b'\nvalue_format = '{kind}'\nschema_registry.url = 'http://r:1'\n"
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        load(path, {}, {})
+    assert str(refused.value) == (
+        f"{path}: value_format: {kind} needs a library that is not installed: pip install 'kafkasrcd[{extra}]'"
+    )
 
 
 # ---- any bytes at all ------------------------------------------------------------------------------------------------

@@ -122,6 +122,12 @@ def test_the_next_address_is_asked_where_one_does_not_answer(schema_registry: Re
         asking("http://127.0.0.1:9,http://127.0.0.1:7").schema(number)
 
 
+def test_whether_one_is_there(schema_registry: RegistryServer) -> None:
+    asking(schema_registry.url).check()
+    with pytest.raises(RegistryAway):
+        asking(schema_registry.url + "/nowhere").check()
+
+
 # ---- what is kept ----------------------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ class SchemaRegistry:
 
     def check(self) -> None:
         """Raises RegistryAway where none of the addresses answers as a registry does."""
-        self._request("/subjects?offset=0&limit=1")
+        self._request("/schemas/types")
 
     def _resolve(self, references: list[_ReferenceTo], found: dict[str, str], under_way: set[str]) -> None:
         """Depth first, so that each comes after what it needs itself."""
