@@ -114,7 +114,8 @@ def _findings(load_configuration: Callable[..., "Configuration"], timeout_second
 
 def _registry_finding(configuration: "Configuration") -> "Finding":
     from kafkasrcd.daemon.finding import Finding, Outcome
-    from kafkasrcd.workers.schema_registry import RegistryAway, SchemaRegistry
+    from kafkasrcd.workers.schema_document import RegistryAway
+    from kafkasrcd.workers.schema_registry import SchemaRegistry
 
     registry = SchemaRegistry(configuration.settings.schema_registry, configuration.base_directory)
     try:

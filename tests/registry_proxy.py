@@ -63,7 +63,7 @@ class RegistryProxy:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is called above
                 """Nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._scheme = "http"
         if certificate is not None:
@@ -91,6 +91,11 @@ class RegistryProxy:
     @property
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Nothing: a client without a certificate is what a test wants."""
 
 
 def make_certificate(folder: Path, name: str) -> Path:

@@ -183,10 +183,22 @@ def test_config_check_asks_the_registry(
     assert "hunter2" not in bad.stdout + bad.stderr
 
 
-def test_a_missing_class_refuses_to_start(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
-    with daemon(kafka, topic, tmp_path, "value_format=custom:tests.format_handlers:Gone") as refused:
+@pytest.mark.parametrize("setting", ["value_format", "key_format"])
+def test_a_missing_class_refuses_to_start(kafka: KafkaCluster, topic: str, tmp_path: Path, setting: str) -> None:
+    with daemon(kafka, topic, tmp_path, f"{setting}=custom:tests.format_handlers:Gone") as refused:
         assert refused.process.wait(30) == 78
-        assert "value_format: 'tests.format_handlers:Gone' cannot be used" in refused.log_text()
+        assert f"{setting}: 'tests.format_handlers:Gone' cannot be used" in refused.log_text()
+
+
+def test_a_topic_met_by_a_regular_expression_whose_format_does_not_fit_is_refused_record_by_record(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    kafka.produce(topic, [Record(0, None, b"a")])
+    settings = (f"topics=^{topic}", "formats.^t.value_format=string")
+    with daemon(kafka, topic, tmp_path, *settings, target="keep_numbers") as running:
+        running.wait_caught_up({0: 1, 1: 0})
+        (undecodable,) = running.events("record_undecodable")
+    assert "no value of format string can be read as int" in undecodable["message"]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

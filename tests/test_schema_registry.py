@@ -14,7 +14,8 @@ import pytest
 
 from kafkasrcd.settings import SchemaRegistrySettings
 from kafkasrcd.workers.schema_cache import SchemaCache
-from kafkasrcd.workers.schema_registry import NoSuchSchema, RegistryAway, SchemaDocument, SchemaRegistry
+from kafkasrcd.workers.schema_document import NoSuchSchema, RegistryAway, SchemaDocument
+from kafkasrcd.workers.schema_registry import SchemaRegistry
 from tests.registry_proxy import RegistryProxy, make_certificate
 from tests.registry_server import RegistryServer
 

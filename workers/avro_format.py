@@ -15,7 +15,7 @@ from kafkasrcd.workers import extensions
 from kafkasrcd.workers.formats import Format, Shape
 from kafkasrcd.workers.registered import HEADER_BYTES, Registered
 from kafkasrcd.workers.schema_cache import SchemaCache
-from kafkasrcd.workers.schema_registry import Reference, SchemaDocument
+from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 
 _AS_OBJECTS: Final = frozenset(
     {
@@ -44,7 +44,7 @@ def preparer_of(form: Format, shape: Shape, base_directory: Path, schemas: Schem
     if schemas is None:
         raise ConfigurationError(f"{form.setting}: avro needs schema_registry.url, or {_side(form)}_schema")
 
-    def read(number: int, document: SchemaDocument) -> Read:
+    def read(document: SchemaDocument) -> Read:
         return _reading(parsed(document.text, document.references), reader, shape)
 
     return _FromRegistry(Registered(schemas, "AVRO", read))

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.workers.control import Bind
 from kafkasrcd.workers.event_log import EventLog
-from kafkasrcd.workers.formats import Formats, Kind
+from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.frame import Columns, RecordError, decode_frame
 from kafkasrcd.workers.handler_target import HandlerTarget
 from kafkasrcd.workers.partition_memory import KEEPS_CELL, PartitionMemory
-from kafkasrcd.workers.payload import Decode, decoder_of
+from kafkasrcd.workers.payload import Decode, key_decoder_of, refusing
 from kafkasrcd.workers.prefix import Prefix
 from kafkasrcd.workers.reasons import reason_of
 from kafkasrcd.workers.ring import FAILURES, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, SKIPPED, STARTED, RingReader
@@ -85,8 +86,10 @@ class PartitionCursor:
         self._settings = settings
         self._log = log
         self._random = random.Random()  # noqa: S311 - for jitter
-        key_format = Formats(settings).key(bind.topic)
-        self._decode_key = None if key_format.kind is Kind.BYTES else decoder_of(key_format, Any)
+        try:
+            self._decode_key = key_decoder_of(Formats(settings).key(bind.topic))
+        except ConfigurationError as error:
+            self._decode_key = refusing(error)
 
     @property
     def coordinates(self) -> dict[str, Any]:

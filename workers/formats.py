@@ -120,11 +120,11 @@ class Formats:
             text, setting = self._settings.key_format, "key_format"
         return _format(text, setting, row.key_schema, row.key_reader_schema, row.key_message)
 
-    def certain_values(self) -> Iterator[tuple[str, Format]]:
-        """The topics that are subscribed to by name, and the format of their values: what can be known beforehand."""
+    def certain(self) -> Iterator[tuple[str, Format, Format]]:
+        """The topics that are subscribed to by name, with the formats of values and keys: what is known beforehand."""
         for topic in self._settings.topics:
             if not topic.startswith("^"):
-                yield topic, self.value(topic)
+                yield topic, self.value(topic), self.key(topic)
 
     @property
     def has_rows(self) -> bool:

@@ -20,7 +20,7 @@ from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.message import Message
 from kafkasrcd.settings import HandlerSettings
 from kafkasrcd.workers.formats import JSON, Format, Formats, Kind, Shape
-from kafkasrcd.workers.payload import Decode, decoder_of, shape_of
+from kafkasrcd.workers.payload import Decode, decoder_of, key_decoder_of, refusing, shape_of
 from kafkasrcd.workers.topic_matcher import topic_matcher
 from kafkasrcd.workers.user_code import add_to_path
 
@@ -64,7 +64,7 @@ class HandlerTarget(msgspec.Struct, frozen=True):
         try:
             return self.reading(form)
         except ConfigurationError as error:
-            return msgspec.structs.replace(self, decode=_refusing(error))
+            return msgspec.structs.replace(self, decode=refusing(error))
 
     def reading(self, form: Format) -> "HandlerTarget":
         """The same handler for values of ``form``. Raises ConfigurationError where its annotation does not fit."""
@@ -119,9 +119,10 @@ def load_targets(
     }
     default = load_target(settings.target, in_transactions, is_json=is_json) if settings.target else None
     targets = HandlerTargets(by_pattern, default)
-    if formats is not None and not is_json:
-        for topic, form in formats.certain_values():
-            targets.for_topic(topic).reading(form)
+    if formats is not None:
+        for topic, value, key in formats.certain():
+            targets.for_topic(topic).reading(value)
+            key_decoder_of(key)
     if in_transactions and len({target.is_async for target in targets.all()}) > 1:
         raise ConfigurationError(
             "handler: with commit_strategy on_checkpoint, handlers are either all async def or all plain: they share "
@@ -167,7 +168,7 @@ def load_target(name: str, in_transactions: bool = False, *, is_json: bool = Tru
         refusal = _no_such_payload(name, JSON, payload_type, error)
         if is_json:
             raise refusal from None
-        decode = _refusing(refusal)
+        decode = refusing(refusal)
     return HandlerTarget(name, function, is_async, is_batch, payload_type, decode, transaction)
 
 
@@ -179,15 +180,6 @@ def _no_such_payload(name: str, form: Format, payload_type: Any, error: TypeErro
     return ConfigurationError(
         f"handler target {name!r}: no {what} can be read as {_shown(payload_type)} ({error}); {cure}"
     )
-
-
-def _refusing(error: ConfigurationError) -> Decode:
-    """For topics whose format becomes known only when they are met: each record is refused, with the reason."""
-
-    def decode(value: object) -> Any:
-        raise error
-
-    return decode
 
 
 def refuse_awaitable(returned: object) -> None:

@@ -13,7 +13,7 @@ from kafkasrcd.workers.formats import Format, Shape
 from kafkasrcd.workers.reasons import SaysWhere, path_of
 from kafkasrcd.workers.registered import HEADER_BYTES, Registered
 from kafkasrcd.workers.schema_cache import SchemaCache
-from kafkasrcd.workers.schema_registry import Reference, SchemaDocument
+from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 
 _NO_BASE = "json-schema:///"
 """What the library puts before a reference that is relative to nothing."""
@@ -40,7 +40,7 @@ def preparer_of(form: Format, shape: Shape, base_directory: Path, schemas: Schem
     if schemas is None:
         raise ConfigurationError(f"{form.setting}: json_schema needs schema_registry.url, or {side}_schema")
 
-    def read(number: int, document: SchemaDocument) -> Validate:
+    def read(document: SchemaDocument) -> Validate:
         return _validator(document.text, document.references)
 
     return _FromRegistry(Registered(schemas, "JSON", read))

@@ -46,6 +46,23 @@ def decoder_of(form: Format, payload_type: Any) -> Decode:
             return _msgpack_decoder(payload_type)
 
 
+def key_decoder_of(form: Format) -> Decode | None:
+    """What the handler process does to keys of ``form``; None where that is nothing.
+
+    Raises ConfigurationError for a class of the user's that cannot be used.
+    """
+    return None if form.kind is Kind.BYTES else decoder_of(form, Any)
+
+
+def refusing(error: Exception) -> Decode:
+    """For what becomes known only when a topic is met: each record is refused, with the reason."""
+
+    def decode(value: object) -> Any:
+        raise error
+
+    return decode
+
+
 def shape_of(payload_type: Any) -> Shape:
     """What the worker prepares for an annotation."""
     message: Any = sys.modules.get("google.protobuf.message")  # loaded already where the type is one of its own

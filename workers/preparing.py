@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from confluent_kafka import Message
 
@@ -17,8 +17,9 @@ from kafkasrcd.workers.formats import WITH_SCHEMA, Format, Formats, Kind, Shape
 from kafkasrcd.workers.frame import Columns, RecordError
 from kafkasrcd.workers.partition_memory import PREPARING, UNKNOWN
 from kafkasrcd.workers.reasons import SaysWhere, reason_of
-from kafkasrcd.workers.schema_cache import SchemaCache
-from kafkasrcd.workers.schema_registry import SchemaRegistry
+
+if TYPE_CHECKING:
+    from kafkasrcd.workers.schema_cache import SchemaCache
 
 EXTRAS: Final = {
     Kind.AVRO: ("fastavro", "avro"),
@@ -151,8 +152,7 @@ def preparation_of(
         return None
     schemas = None
     if value.needs_registry or key.needs_registry:
-        directory = Path(schema_directory) if schema_directory else None
-        schemas = SchemaCache(SchemaRegistry(settings.schema_registry, base_directory), directory)
+        schemas = _schema_cache(settings.schema_registry, base_directory, schema_directory)
     return Preparation(
         _preparer(value, shape, base_directory, schemas, settings),
         _preparer(key, Shape.PLAIN, base_directory, schemas, settings),
@@ -162,7 +162,7 @@ def preparation_of(
 
 
 def _preparer(
-    form: Format, shape: Shape, base_directory: Path, schemas: SchemaCache | None, settings: Settings
+    form: Format, shape: Shape, base_directory: Path, schemas: "SchemaCache | None", settings: Settings
 ) -> Preparer | None:
     if not form.is_prepared:
         return None
@@ -177,6 +177,14 @@ def _preparer(
     return preparer
 
 
+def _schema_cache(settings: SchemaRegistrySettings, base_directory: Path, schema_directory: str) -> "SchemaCache":
+    # Here, since TLS and HTTP are some megabytes that a worker without a registry does not pay.
+    from kafkasrcd.workers.schema_cache import SchemaCache
+    from kafkasrcd.workers.schema_registry import SchemaRegistry
+
+    return SchemaCache(SchemaRegistry(settings, base_directory), Path(schema_directory) if schema_directory else None)
+
+
 def check_form(form: Format, base_directory: Path) -> None:
     """See that a format's library and the schemas in files can be used; asks no registry and runs no user's code.
 
@@ -184,7 +192,7 @@ def check_form(form: Format, base_directory: Path) -> None:
     """
     require_extra(form)
     if form.kind in WITH_SCHEMA:
-        schemas = SchemaCache(SchemaRegistry(SchemaRegistrySettings(), base_directory), None)
+        schemas = _schema_cache(SchemaRegistrySettings(), base_directory, "")
         importlib.import_module(f"kafkasrcd.workers.{form.kind.value}_format").preparer_of(
             form, Shape.PLAIN, base_directory, schemas
         )

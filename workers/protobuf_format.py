@@ -13,6 +13,7 @@ from datetime import UTC
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
@@ -21,7 +22,7 @@ from kafkasrcd.workers import extensions
 from kafkasrcd.workers.formats import Format, Shape
 from kafkasrcd.workers.registered import HEADER_BYTES, Registered, check_header
 from kafkasrcd.workers.schema_cache import SchemaCache
-from kafkasrcd.workers.schema_registry import Reference, SchemaDocument
+from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 
 _COMPILER_SECONDS: Final = 60.0
 _MOST_INDEXES: Final = 64
@@ -102,9 +103,8 @@ class _WithoutHeader:
 
 class _FromRegistry:
     def __init__(self, schemas: SchemaCache, shape: Shape) -> None:
-        self._schemas = schemas
         self._reader = _Reader(shape)
-        self._registered = Registered(schemas, "PROTOBUF", self._messages)
+        self._registered = Registered(schemas, "PROTOBUF", self._messages, _with_descriptors)
         self.need = self._registered.need
 
     def prepare(self, raw: bytes) -> bytes:
@@ -112,14 +112,16 @@ class _FromRegistry:
         indexes, start = message_indexes(raw, HEADER_BYTES)
         return messages.read(indexes)(raw[start:])
 
-    def _messages(self, number: int, document: SchemaDocument) -> "_Messages":
-        if not document.compiled:
-            files = compiled(document.text, document.references)
-            document = SchemaDocument(
-                kind=document.kind, text=document.text, references=document.references, compiled=files
-            )
-            self._schemas.put(number, document)
-        return _Messages(document.compiled, self._reader)
+    def _messages(self, document: SchemaDocument) -> "_Messages":
+        return _Messages(document.compiled or compiled(document.text, document.references), self._reader)
+
+
+def _with_descriptors(document: SchemaDocument) -> SchemaDocument:
+    """With what protoc makes of it, so that one worker of a host runs it; as it is where that is nothing."""
+    try:
+        return msgspec.structs.replace(document, compiled=compiled(document.text, document.references))
+    except Exception:  # noqa: BLE001 - whoever reads it meets it again, and says it
+        return document
 
 
 class _Messages:

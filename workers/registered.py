@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from kafkasrcd.workers.reasons import SaysWhere
-from kafkasrcd.workers.schema_cache import SchemaCache
-from kafkasrcd.workers.schema_registry import NoSuchSchema, SchemaDocument
+from kafkasrcd.workers.schema_cache import Complete, SchemaCache
+from kafkasrcd.workers.schema_document import NoSuchSchema, SchemaDocument
 
 T = TypeVar("T")
 
@@ -18,12 +18,19 @@ class WrongSchema(SaysWhere):
 
 
 class Registered(Generic[T]):
-    """``read`` makes of a schema what records are read with; ``kind`` is what it must be."""
+    """``read`` makes of a schema what records are read with; ``kind`` is what it must be; ``complete``: the cache's."""
 
-    def __init__(self, schemas: SchemaCache, kind: str, read: Callable[[int, SchemaDocument], T]) -> None:
+    def __init__(
+        self,
+        schemas: SchemaCache,
+        kind: str,
+        read: Callable[[SchemaDocument], T],
+        complete: Complete | None = None,
+    ) -> None:
         self._schemas = schemas
         self._kind = kind
         self._read = read
+        self._complete = complete
         self._known: dict[bytes, T | WrongSchema] = {}
         """By header."""
 
@@ -34,14 +41,14 @@ class Registered(Generic[T]):
             return
         number = int.from_bytes(header[1:])
         try:
-            document = self._schemas.get(number)
+            document = self._schemas.get(number, self._complete)
         except NoSuchSchema:
             return  # it may exist one day: asked for again with the next record
         if document.kind != self._kind:
             self._known[header] = WrongSchema(f"schema {number} is of type {document.kind}, not {self._kind}")
             return
         try:
-            self._known[header] = self._read(number, document)
+            self._known[header] = self._read(document)
         except Exception as error:  # noqa: BLE001 - what libraries raise for a schema that they cannot use
             self._known[header] = WrongSchema(f"schema {number} cannot be used: {type(error).__name__}: {error}")
 

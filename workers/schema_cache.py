@@ -8,17 +8,22 @@ asks at a time: of 64 that start at once, one asks, and the others find what it 
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from kafkasrcd.workers.schema_registry import NoSuchSchema, RegistryAway, SchemaDocument, SchemaRegistry
+from kafkasrcd.workers.schema_document import NoSuchSchema, RegistryAway, SchemaDocument
+from kafkasrcd.workers.schema_registry import SchemaRegistry
 
 _LOOK_AGAIN_SECONDS: Final = 0.02
 _MISSING_SECONDS: Final = 30.0
 """How long "there is no such schema" is believed: many records may name it, and one day it may exist."""
+
+
+Complete = Callable[[SchemaDocument], SchemaDocument]
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -48,8 +53,11 @@ class SchemaCache:
     def registry(self) -> SchemaRegistry:
         return self._registry
 
-    def get(self, number: int) -> SchemaDocument:
-        """The schema of an id; blocks while the registry is asked. Raises NoSuchSchema, RegistryAway."""
+    def get(self, number: int, complete: Complete | None = None) -> SchemaDocument:
+        """The schema of an id; blocks while the registry is asked. Raises NoSuchSchema, RegistryAway.
+
+        ``complete`` adds what costs too much to be made by each worker; it raises nothing.
+        """
         asked, missing = self._missing.get(number, (0.0, None))
         if missing is not None and time.monotonic() - asked < _MISSING_SECONDS:
             raise missing
@@ -59,6 +67,8 @@ class SchemaCache:
         try:
             if (document := self._read(number)) is None:  # another worker has asked meanwhile
                 document = self._registry.schema(number)
+                if complete is not None:
+                    document = complete(document)
                 self.put(number, document)
         except NoSuchSchema as error:
             now = time.monotonic()

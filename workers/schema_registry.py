@@ -16,39 +16,12 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from kafkasrcd.settings import SchemaRegistrySettings
-from kafkasrcd.workers.reasons import SaysWhere
+from kafkasrcd.workers.schema_document import NoSuchSchema, Reference, RegistryAway, SchemaDocument
 
 _SCHEMA_NOT_FOUND: Final = 40403
 _LARGEST_BYTES: Final = 16 * 1024 * 1024
 _MOST_REFERENCES: Final = 1_000
 _ACCEPT: Final = "application/vnd.schemaregistry.v1+json, application/json"
-
-
-class RegistryAway(Exception):
-    """The registry does not answer, or not with an answer to the question: a reason to wait. The message says what."""
-
-
-class NoSuchSchema(SaysWhere):
-    """The registry says that it has no schema of that id."""
-
-
-class Reference(msgspec.Struct, frozen=True):
-    """A schema that another one refers to, by ``name``."""
-
-    name: str
-    text: str
-
-
-class SchemaDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A schema and all that it refers to, directly or not; what is referred to comes first.
-
-    ``kind``: AVRO, PROTOBUF or JSON. ``compiled``: what its format made of it and keeps.
-    """
-
-    kind: str
-    text: str
-    references: tuple[Reference, ...] = ()
-    compiled: bytes = b""
 
 
 class _ReferenceTo(msgspec.Struct, frozen=True):

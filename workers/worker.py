@@ -43,7 +43,7 @@ from kafkasrcd.workers.partition_memory import (
 )
 from kafkasrcd.workers.preparing import Preparation, preparation_of
 from kafkasrcd.workers.record_batch import hand_off
-from kafkasrcd.workers.schema_registry import RegistryAway
+from kafkasrcd.workers.schema_document import RegistryAway
 from kafkasrcd.workers.spread import DoneBefore, spread
 
 _BATCH_MESSAGES: Final = 1000
