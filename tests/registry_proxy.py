@@ -94,7 +94,7 @@ class RegistryProxy:
 
 
 class _Server(ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Nothing: a client without a certificate is what a test wants."""
 
 

@@ -247,6 +247,40 @@ def test_what_a_registry_s_values_can_be_wrong_in(
     assert good == ORDER
 
 
+def test_a_value_of_any_depth_harms_nobody(tmp_path: Path) -> None:
+    """A segmentation fault would end this test, and all others."""
+    chain = {"type": "record", "name": "Chain", "fields": [{"name": "next", "type": ["null", "Chain"]}]}
+    (tmp_path / "chain.avsc").write_text(json.dumps(chain))
+    travel = Travel(folder=tmp_path, value_format="avro", value_schema="chain.avsc")
+    for depth in (1_000, 10_000, 1_000_000):
+        first, deep, last = travel(b"\2\0", b"\2" * depth + b"\0", b"\2\0")
+        assert first == last == {"next": {"next": None}}
+        assert deep.reason.startswith("RecursionError: ")
+    (shallow,) = travel(b"\2" * 200 + b"\0")
+    assert shallow["next"]["next"]
+    tree = {
+        "type": "record",
+        "name": "Tree",
+        "fields": [{"name": "text", "type": "string"}, {"name": "leaves", "type": {"type": "array", "items": "Tree"}}],
+    }
+    (tmp_path / "tree.avsc").write_text(json.dumps(tree))
+    value = {"text": "x" * 5_000, "leaves": [{"text": "a", "leaves": []}] * 20}
+    assert Travel(folder=tmp_path, value_format="avro", value_schema="tree.avsc")(avro(tree, value)) == [value]
+
+
+def test_objects_of_referenced_types_arrive_as_such(
+    schema_registry: RegistryServer, client: SchemaRegistryClient, subject: str
+) -> None:
+    price = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}
+    money = {"type": "record", "name": "shop.Money", "fields": [{"name": "price", "type": price}]}
+    client.register_schema(f"{subject}-money", Schema(json.dumps(money), "AVRO"))
+    order = {"type": "record", "name": "shop.Bill", "fields": [{"name": "sum", "type": "shop.Money"}]}
+    schema = Schema(json.dumps(order), "AVRO", [SchemaReference("shop.Money", f"{subject}-money", 1)])
+    value = {"sum": {"price": Decimal("12.50")}}
+    raw = AvroSerializer(client, schema)(value, context(subject))
+    assert Travel(value_format="avro", registry=schema_registry.url)(raw) == [value]
+
+
 def avro(schema: Any, value: Any) -> bytes:
     stream = io.BytesIO()
     library: Any = fastavro
@@ -564,6 +598,40 @@ def travels(
             b'{"a": 1}',
         ),
     }
+
+
+@pytest.fixture(scope="module")
+def registered(schema_registry: RegistryServer, generated: tuple[Path, Any]) -> dict[str, tuple[Travel, bytes]]:
+    """Each format from the registry, and a good value of it."""
+    _, module = generated
+    mark = uuid.uuid4().hex[:8]
+    with SchemaRegistryClient({"url": schema_registry.url}) as client:
+        of_avro = AvroSerializer(client, json.dumps(ORDER_SCHEMA))(ORDER, context(f"fuzz-avro-{mark}"))
+        of_protobuf = serializer_of(module.Order, client)(fill(module), context(f"fuzz-protobuf-{mark}"))
+        of_json = JSONSerializer(json.dumps({"title": "City", **CITY_SCHEMA}), client)(
+            {"zip": 1}, context(f"fuzz-json-{mark}")
+        )
+    url = schema_registry.url
+    return {
+        "avro": (Travel(value_format="avro", registry=url), of_avro),
+        "protobuf": (Travel(value_format="protobuf", registry=url), of_protobuf),
+        "json_schema": (Travel(value_format="json_schema", registry=url), of_json),
+    }
+
+
+@fuzz
+@given(st.sampled_from(["avro", "protobuf", "json_schema"]), st.data())
+def test_no_bytes_after_a_registry_s_header_do_more_than_fail_alone(
+    registered: dict[str, tuple[Travel, bytes]], kind: str, data: st.DataObject
+) -> None:
+    travel, good = registered[kind]
+    changed = bytearray(good)
+    for _ in range(data.draw(st.integers(0, 3), label="changes")):
+        changed[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    raw = data.draw(st.binary(max_size=40) | st.just(bytes(changed)) | st.binary(max_size=30).map(good[:5].__add__))
+    (alone,) = travel(good)
+    first, _, last = travel(good, raw, good)
+    assert first == last == alone
 
 
 @fuzz

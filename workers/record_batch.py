@@ -44,8 +44,8 @@ def hand_off(
 ) -> None:
     """Publish ``messages`` in as few frames of at most ``largest`` bytes as halving gives.
 
-    A record that fits no frame goes as an error in its place, without its bytes: the handler's side decides on it.
-    ``prepare``: the worker's half of their format.
+    A record that fits no frame goes as an error in its place, without its bytes (or with what Kafka has, where that
+    alone fits): the handler's side decides on it. ``prepare``: the worker's half of their format.
     """
     columns = columns_of(messages)
     _publish(columns if prepare is None else prepare(columns), largest, publish)
@@ -71,4 +71,17 @@ def _too_large(columns: Columns, largest: int) -> Columns:
         f"a record of {size} bytes, where supervisor.ring_bytes allows {largest - RECORD_OVERHEAD}: "
         f"set it to {pages * PAGE} or more"
     )
-    return Columns(columns.offsets, columns.timestamps, [None], errors=[RecordError(0, "RecordTooLarge", reason)])
+    errors = [RecordError(0, "RecordTooLarge", reason)]
+    whole_but_prepared = Columns(
+        columns.offsets,
+        columns.timestamps,
+        [None],
+        columns.keys if columns.raw_keys is None else [None],
+        columns.headers,
+        errors,
+        columns.raws,
+        columns.raw_keys,
+    )
+    if columns.raws is not None and encode_frame(whole_but_prepared).size <= largest:
+        return whole_but_prepared
+    return Columns(columns.offsets, columns.timestamps, [None], errors=errors)
