@@ -38,6 +38,7 @@ from kafkasrcd.storage.opening import open_store
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.kafka_settings import session_timeout_ms
+from kafkasrcd.workers.preparing import modules_of
 from kafkasrcd.workers.spread import layout_of
 
 _TURN_SECONDS: Final = 0.1
@@ -82,7 +83,7 @@ class Supervisor:
         self._usage = ProcessUsage()
         self._log = EventLog("supervisor")
         self._notifier = Notifier(os.environ)
-        self._fork_server = ForkServer()
+        self._fork_server = ForkServer(modules_of(settings))
         processes = settings.handler.processes or len(os.sched_getaffinity(0))
         layout = layout_of(settings.handler.ordering, processes)
         self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)

@@ -92,10 +92,10 @@ def test_avro_values_and_keys_and_bad_ones_among_them(
 def test_a_registry_that_is_away_is_waited_for_with_what_it_alone_knows(
     kafka: KafkaCluster, topic: str, tmp_path: Path
 ) -> None:
-    with RegistryServer() as registry:
+    with RegistryServer() as registry, RegistryProxy(registry.url) as proxy:
         known = avro(registry, topic, {"name": "known"})
         kafka.produce(topic, [Record(0, None, known), Record(1, None, known)])
-        settings = ("value_format=avro", f"schema_registry.url={registry.url}", "schema_registry.timeout_ms=500")
+        settings = ("value_format=avro", f"schema_registry.url={proxy.url}", "schema_registry.timeout_ms=500")
         with daemon(kafka, topic, tmp_path, *settings) as running:
             wait_kept(tmp_path, 2)
             registry.stop()
@@ -117,9 +117,11 @@ def test_a_registry_that_is_away_is_waited_for_with_what_it_alone_knows(
             kafka.produce(topic, [Record(1, None, known)])
             running.start()
             wait_kept(tmp_path, 5)
+            proxy.answer = (503, b"", {})  # until it has what it had, and more
             registry.start()
             registry.register("a", json.dumps(USER))
             registry.register("b", json.dumps({**USER, "name": "Other"}))
+            proxy.answer = None
             records = wait_kept(tmp_path, 6)
             running.wait_status(
                 lambda status: not any(each.problem for each in status.partitions), "nothing to be waited for"
