@@ -43,7 +43,8 @@ class RecordError(msgspec.Struct, frozen=True, array_like=True):
 class Columns(msgspec.Struct):
     """Records of one partition, in offset order. All sequences have the same length, or are None for "none has it".
 
-    A value, key or encoded headers may be None (null).
+    A value, key or encoded headers may be None (null). ``raws`` are the values as the broker has them, where
+    ``values`` are not.
     """
 
     offsets: Sequence[int]
@@ -52,6 +53,7 @@ class Columns(msgspec.Struct):
     keys: Sequence[bytes | None] | None = None
     headers: Sequence[bytes | None] | None = None
     errors: Sequence[RecordError] = ()
+    raws: Sequence[bytes | None] | None = None
 
 
 class EncodedFrame(NamedTuple):

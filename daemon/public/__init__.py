@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kafkasrcd.errors import (
         AssignmentLost,
         ConfigurationError,
+        DeadLetterRefused,
         DeserializationError,
         GroupError,
         HandlerError,
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
         WorkerHungError,
     )
     from kafkasrcd.message import Headers, Message
+    from kafkasrcd.outcomes import BatchFailed, Reject, RetryLater
     from kafkasrcd.settings import CommitStrategy
 
 __all__ = [
     "AssignmentLost",
+    "BatchFailed",
     "CommitStrategy",
     "ConfigurationError",
+    "DeadLetterRefused",
     "DeserializationError",
     "GroupError",
     "HandlerError",
@@ -44,7 +48,9 @@ __all__ = [
     "NotRunning",
     "OffsetWentBackwards",
     "RecordTooLarge",
+    "Reject",
     "RestartLimitExceeded",
+    "RetryLater",
     "RingCorrupted",
     "RingError",
     "StaleAssignment",
@@ -55,7 +61,14 @@ __all__ = [
     "WorkerHungError",
 ]
 
-_HOMES = {"CommitStrategy": "settings", "Headers": "message", "Message": "message"}
+_HOMES = {
+    "BatchFailed": "outcomes",
+    "CommitStrategy": "settings",
+    "Headers": "message",
+    "Message": "message",
+    "Reject": "outcomes",
+    "RetryLater": "outcomes",
+}
 
 
 def __getattr__(name: str) -> Any:
