@@ -44,9 +44,13 @@ class ChildProcess:
     def kill(self) -> None:
         """SIGKILL, now or as soon as it exists. By pidfd: never another process that got the same number."""
         self._kill_asked = True
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens where it does not exist yet, or any more."""
         if self._pidfd >= 0:
             try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:
                 pass
 

@@ -13,7 +13,7 @@ from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
 from kafkasrcd.daemon.topic_patterns import is_pattern, pattern_error, subscribes
 from kafkasrcd.errors import ConfigurationError
-from kafkasrcd.settings import CommitStrategy, GroupProtocol, Ordering, Settings
+from kafkasrcd.settings import CommitStrategy, GroupProtocol, OnFailure, Ordering, Settings
 from kafkasrcd.workers.kafka_settings import (
     heartbeat_interval_ms,
     max_poll_interval_ms,
@@ -56,6 +56,7 @@ def check(settings: Settings) -> Report:
         *_group(settings),
         *_topics(settings),
         *_handlers(settings),
+        *_dead_letters(settings),
         *_strategy(settings),
         *_store(settings.store.url),
         *_protocol(settings),
@@ -174,6 +175,28 @@ def _target(setting: str, target: str) -> Iterator[Problem]:
         if not colon and target.count(".") and all(part.isidentifier() for part in target.split(".")):
             hint = f"; did you mean '{':'.join(target.rsplit('.', 1))}'?"
         yield Problem(setting, f"expected package.module:function, got {shown(target)}{hint}")
+
+
+def _dead_letters(settings: Settings) -> Iterator[Problem]:
+    handler = settings.handler
+    topic = handler.dead_letter_topic
+    if topic:
+        name = topic.replace("{topic}", "x")
+        if not _LEGAL_NAME.fullmatch(name) or name in {".", ".."}:
+            rule = "1 to 249 letters, digits, '.', '_' or '-', and {topic} for the record's topic"
+            yield Problem("handler.dead_letter_topic", f"{shown(topic)} cannot be a topic's name ({rule})")
+        elif any(subscribes(each, topic, settings.supervisor.group_protocol) for each in settings.topics):
+            text = f"{shown(topic)} is among topics: dead letters would be consumed, and fail, again"
+            yield Problem("handler.dead_letter_topic", text, ("topics",))
+    if handler.on_failure is OnFailure.DEAD_LETTER and not topic:
+        if not handler.dead_letter_store:
+            text = "'dead_letter' has nowhere to keep them: set dead_letter_store, or name a dead_letter_topic"
+            yield Problem("handler.on_failure", text, ("handler.dead_letter_store", "handler.dead_letter_topic"))
+        elif settings.store.url == "memory://":
+            text = (
+                "'dead_letter' has nowhere to keep them: memory:// keeps nothing; name a dead_letter_topic, or a store"
+            )
+            yield Problem("handler.on_failure", text, ("store.url", "handler.dead_letter_topic"))
 
 
 def _strategy(settings: Settings) -> Iterator[Problem]:

@@ -11,9 +11,10 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
+from kafkasrcd.daemon.hung_handlers import Hands, Stacks
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, WorkerBootError
-from kafkasrcd.settings import Settings
+from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.offset_store import Layout
 from kafkasrcd.workers.control import (
     Bind,
@@ -22,6 +23,8 @@ from kafkasrcd.workers.control import (
     Fenced,
     HandlerReady,
     HandlerRefused,
+    LetterRefused,
+    Quarantined,
     RecordFailed,
     RingBroken,
     Setup,
@@ -29,6 +32,7 @@ from kafkasrcd.workers.control import (
     Unbind,
 )
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.failure_policy import failure_policy
 from kafkasrcd.workers.formats import Shape
 from kafkasrcd.workers.topic_matcher import topic_matcher
 
@@ -36,12 +40,18 @@ _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
 _BOOT_ATTEMPTS: Final = 3
 """Further ones for a process that was killed before it was ready."""
+_MOST_STACKS: Final = 8_000
+"""Characters: what is quarantined goes along with each binding, in one packet."""
 
 
 class HandlerEvents(Protocol):
     """What handler processes say about partitions, told on the event loop."""
 
     def on_record_failed(self, partition: Partition, reason: str) -> None: ...
+    def on_letter_refused(self, partition: Partition, offset: int, reason: str) -> None:
+        """``reason`` is empty once the letter is kept."""
+        ...
+
     def on_ring_broken(self, partition: Partition, reason: str) -> None: ...
     def on_fenced(self, partition: Partition, reason: str) -> None: ...
     def on_store_away(self, reason: str) -> None: ...
@@ -63,6 +73,10 @@ class HandlerSlot:
         """Rung by the workers of the bound partitions."""
         self.bound: dict[int, Bound] = {}
         self.child: ChildProcess | None = None
+        self.stacks = Stacks()
+        self.hands = Hands()
+        self.killed_for = ""
+        """Why the process in it was killed; empty where it was not, by this pool."""
         self.ready = False
         self.problem = ""
         """Why the process in it cannot work; empty where it can."""
@@ -93,6 +107,8 @@ class HandlerPool:
         self._fork_server = fork_server
         self._events = events
         self._log = EventLog("handlers")
+        self._on_failure = failure_policy(settings)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._bindings = 0
         self._shapes: list[tuple[Callable[[str], object], Shape]] = []
         self._stopping = False
@@ -183,6 +199,7 @@ class HandlerPool:
                 await asyncio.wait(late, timeout=1.0)
         for slot in self.slots:
             os.close(slot.bell)
+            slot.stacks.close()
 
     def _spawn(self, slot: HandlerSlot) -> None:
         slot.ready = False
@@ -195,7 +212,9 @@ class HandlerPool:
         setup = Setup(
             settings=self._setup, base_directory=self._base_directory, store_url=self._store_url, slot=slot.slot
         )
-        slot.child.send(setup, (slot.bell,))
+        slot.hands.clear()
+        slot.killed_for = ""
+        slot.child.send(setup, (slot.bell, slot.stacks.fd))
 
     def _on_message(self, slot: HandlerSlot, message: ControlMessage) -> None:
         if isinstance(message, HandlerReady):
@@ -214,12 +233,14 @@ class HandlerPool:
                 self._fail_boot(ConfigurationError(message.reason))
         elif isinstance(message, StoreAway):
             self._events.on_store_away(message.reason)
-        elif isinstance(message, RecordFailed | RingBroken | Fenced) and message.binding in slot.bound:
+        elif isinstance(message, RecordFailed | RingBroken | Fenced | LetterRefused) and message.binding in slot.bound:
             partition = slot.bound[message.binding].partition
             if isinstance(message, RecordFailed):
                 self._events.on_record_failed(partition, f"offset {message.offset}: {message.error}")
             elif isinstance(message, RingBroken):
                 self._events.on_ring_broken(partition, message.reason)
+            elif isinstance(message, LetterRefused):
+                self._events.on_letter_refused(partition, message.offset, message.reason)
             else:
                 self._events.on_fenced(partition, message.reason)
 
@@ -290,8 +311,54 @@ class HandlerPool:
                 deaths=deaths,
             )
             if deaths >= self._settings.handler.crash_attempts:
-                reason = f"offset {offset}: its handler process ended {deaths} times with {describe_exit(exit_code)}"
-                self._events.on_record_failed(partition, reason)
+                self._quarantine(slot, partition, offset, deaths, exit_code)
+
+    def _quarantine(self, slot: HandlerSlot, partition: Partition, offset: int, deaths: int, exit_code: int) -> None:
+        """The record is not given to the handler again."""
+        how = slot.killed_for or f"ended with {describe_exit(exit_code)}"
+        reason = f"its handler process ended {deaths} times, last: {how}"
+        if self._on_failure is OnFailure.STOP:
+            self._events.on_record_failed(partition, f"offset {offset}: {reason}")
+            return
+        partition.quarantine(
+            Quarantined(
+                offset=offset,
+                error="HandlerTimeout" if slot.killed_for else "HandlerProcessEnded",
+                reason=reason,
+                attempts=deaths,
+                traceback=slot.stacks.read()[:_MOST_STACKS] if slot.killed_for else "",
+            )
+        )
+
+    def watch(self, now: float) -> None:
+        """Now and then, ``now`` in monotonic seconds: kill a process whose handler has had a record for too long."""
+        timeout_seconds = self._settings.handler.timeout_seconds
+        for slot in self.slots:
+            for binding, bound in slot.bound.items():
+                memory = bound.partition.memory
+                slot.hands.look(binding, None if memory is None else memory.slots[bound.slot].oldest_call, now)
+            late = slot.hands.longer_than(timeout_seconds) if timeout_seconds else None
+            if late is not None and slot.ready and not slot.killed_for:
+                slot.killed_for = f"killed, since a call of the handler took longer than {timeout_seconds:g} s"
+                task = asyncio.get_running_loop().create_task(self._kill_hung(slot, slot.bound[late]))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _kill_hung(self, slot: HandlerSlot, bound: Bound) -> None:
+        child = slot.child
+        if child is None or child.pid is None:
+            return
+        stacks = await slot.stacks.ask(child)
+        partition = bound.partition
+        self._log.error(
+            "handler_hung",
+            f"handler {slot.slot} has had a record of {partition.name} for longer than handler.timeout_seconds, and is "
+            f"killed:\n{stacks or 'no stacks: it does not answer'}",
+            slot=slot.slot,
+            topic=partition.name.topic,
+            partition=partition.name.partition,
+        )
+        child.kill()
 
     def _send_bind(self, slot: HandlerSlot, binding: int, bound: Bound) -> None:
         partition = bound.partition
@@ -305,6 +372,7 @@ class HandlerPool:
                 assignment_epoch=partition.memory.epoch,
                 slot=bound.slot,
                 layout=self.layout,
+                quarantined=partition.quarantined,
             ),
             (partition.memory.fd, partition.bell),
         )

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess
@@ -13,6 +13,7 @@ from kafkasrcd.daemon.rolling_rate import RollingRate
 from kafkasrcd.daemon.start_points import StartPoint
 from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.storage.offset_store import WHOLE, Layer, Layout, TopicPartition
+from kafkasrcd.workers.control import Quarantined
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.partition_memory import (
@@ -25,7 +26,7 @@ from kafkasrcd.workers.partition_memory import (
     UNKNOWN,
     PartitionMemory,
 )
-from kafkasrcd.workers.ring import COMMITTABLE, FAILURES, PROCESSED
+from kafkasrcd.workers.ring import COMMITTABLE, DEAD_LETTERED, FAILURES, HANDLED, PROCESSED, SKIPPED
 
 _STORES_SETTLE_SECONDS: Final = 0.005
 """After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
@@ -41,6 +42,18 @@ _UNCOMMITTED_MS: Final = 5_000
 """A handler that commits batches may well take so long."""
 
 _log = EventLog("partition")
+
+
+class Totals(NamedTuple):
+    """Records handed off and their bytes; what became of them; ``failures``: attempts that raised, and records that
+    could not be deserialized."""
+
+    messages: int = 0
+    bytes: int = 0
+    succeeded: int = 0
+    skipped: int = 0
+    dead_lettered: int = 0
+    failures: int = 0
 
 
 class Partition:
@@ -81,10 +94,12 @@ class Partition:
         """Offsets of records that have ended workers while they were prepared, and what is said of each."""
         self._preparing_offset = -1
         self._preparing_deaths = 0
+        self.quarantined: tuple[Quarantined, ...] = ()
+        """Records that have ended their handler process too often."""
         self._crash_offset = -1
         self._crashes = 0
         # Of earlier epochs of the same assignment, so that the totals grow through a restart at another offset.
-        self._past = (0, 0, 0)
+        self._past = Totals()
         now = time.monotonic()
         self.message_rate = RollingRate(now)
         self.byte_rate = RollingRate(now)
@@ -234,20 +249,35 @@ class Partition:
         return ""
 
     @property
-    def totals(self) -> tuple[int, int, int]:
-        """Messages handed off, bytes handed off, failures; since the assignment."""
-        if self.memory is None:
+    def totals(self) -> Totals:
+        """Since the assignment."""
+        memory = self.memory
+        if memory is None:
             return self._past
-        cells = self.memory.cells
-        messages, size, failures = self._past
-        failures += sum(slot.cells[FAILURES] for slot in self.memory.slots)
-        return messages + cells[MESSAGES], size + cells[BYTES], failures
+
+        def of_slots(cell: int) -> int:
+            return sum(slot.cells[cell] for slot in memory.slots)
+
+        past = self._past
+        return Totals(
+            past.messages + memory.cells[MESSAGES],
+            past.bytes + memory.cells[BYTES],
+            past.succeeded + of_slots(HANDLED),
+            past.skipped + of_slots(SKIPPED),
+            past.dead_lettered + of_slots(DEAD_LETTERED),
+            past.failures + of_slots(FAILURES),
+        )
 
     def sample_rates(self, now: float) -> None:
         """Once a second; ``now`` is monotonic seconds."""
-        messages, size, _ = self.totals
-        self.message_rate.observe(now, messages)
-        self.byte_rate.observe(now, size)
+        totals = self.totals
+        self.message_rate.observe(now, totals.messages)
+        self.byte_rate.observe(now, totals.bytes)
+
+    def quarantine(self, record: Quarantined) -> None:
+        """Have handler processes that begin from now on not handle that record."""
+        processed = self.processed or 0
+        self.quarantined = (*(each for each in self.quarantined if each.offset >= processed), record)
 
     def count_crash(self, offset: int) -> int:
         """How often the record at ``offset`` was in flight when its handler process died."""

@@ -45,8 +45,15 @@ target = "handlers:handle"
 # Processes that run it. 0 is one for each core.
 # processes = 0
 
-# When the last attempt failed: "stop" the partition until someone looks, or "skip" the record and count it.
-# on_failure = "stop"
+# When the last attempt failed: "dead_letter" keeps the record whole in the store (kafkasrcd dead-letters list) and goes
+# on, "stop" stops the partition until someone looks, "skip" skips the record and counts it.
+# on_failure = "dead_letter"
+
+# A topic for dead letters, besides the store.
+# dead_letter_topic = "{topic}.DLQ"
+
+# One call may take so long; then its process is killed, and its record counted as the cause.
+# timeout_seconds = 300.0
 
 [supervisor]
 # What a stop, or giving up a partition, may take: handlers finish the records they hold.

@@ -37,7 +37,12 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     high_watermark: int | None
     lag: int | None
     messages: int
+    """Handed off to handlers; some of them twice, where a process died."""
+    succeeded: int
+    skipped: int
+    dead_lettered: int
     failures: int
+    """Attempts that raised, and records that could not be deserialized."""
     bytes: int
     rate: float
     bytes_rate: float

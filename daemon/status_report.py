@@ -1,7 +1,6 @@
 """The Status of this moment, from the supervisor's parts."""
 
 import time
-from importlib.metadata import version
 
 import psutil
 
@@ -52,7 +51,7 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
     pid = worker.pid if worker is not None and worker.exit_code is None else None
     cpu_percent, rss_bytes = usage.of(pid)
     partition.sample_rates(time.monotonic())  # right from the first second, and not a second old
-    messages, size, failures = partition.totals
+    totals = partition.totals
     return PartitionStatus(
         topic=partition.name.topic,
         partition=partition.name.partition,
@@ -66,9 +65,12 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
         committed=partition.committed,
         high_watermark=partition.high_watermark,
         lag=partition.lag,
-        messages=messages,
-        failures=failures,
-        bytes=size,
+        messages=totals.messages,
+        succeeded=totals.succeeded,
+        skipped=totals.skipped,
+        dead_lettered=totals.dead_lettered,
+        failures=totals.failures,
+        bytes=totals.bytes,
         rate=round(partition.message_rate.per_second, 1),
         bytes_rate=round(partition.byte_rate.per_second, 1),
         last_commit_ms=partition.last_commit_ms,
@@ -108,8 +110,3 @@ def handler_statuses(handlers: HandlerPool, usage: ProcessUsage) -> list[Handler
 def partition_statuses(assignment: Assignment, usage: ProcessUsage) -> list[PartitionStatus]:
     """Every assigned partition's, in order."""
     return [partition_status(partition, usage) for _, partition in sorted(assignment.partitions.items())]
-
-
-def installed_version() -> str:
-    """Of the kafkasrcd distribution."""
-    return version("kafkasrcd")

@@ -28,13 +28,13 @@ from kafkasrcd.daemon.status import Status
 from kafkasrcd.daemon.status_report import (
     ProcessUsage,
     handler_statuses,
-    installed_version,
     partition_statuses,
     running_pids,
 )
 from kafkasrcd.errors import GroupError, StoreUnavailable
 from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.storage.opening import open_store
+from kafkasrcd.version import installed_version
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.kafka_settings import session_timeout_ms
@@ -172,6 +172,7 @@ class Supervisor:
                 self._watch_membership(membership)
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
+                self._handlers.watch(now)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
                 if self._state is DaemonState.JOINING:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import NullPool
 
 from kafkasrcd.errors import StoreError, StoreUnavailable
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.sqlite import BEGIN_TO_WRITE, DO_NOT_WAIT, wait_again
 from kafkasrcd.storage.transaction import (
@@ -75,6 +76,17 @@ class AsyncEffectsTransaction:
         finally:
             self._effects.call_ended()
         return returned
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """As ``EffectsTransaction.bury``."""
+
+        async def bury(letter: DeadLetter, connection: AsyncConnection) -> None:
+            await connection.run_sync(self._effects.letters.bury, letter)
+
+        try:
+            await self.call(bury, letter, "connection")
+        except SQLAlchemyError as error:
+            raise self._effects.refused(error) from error
 
     async def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
         """As ``EffectsTransaction.commit``."""

@@ -1,10 +1,29 @@
 """From ``store.url`` to the store that it names."""
 
+from typing import TYPE_CHECKING
+
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.storage.memory_store import MemoryOffsetStore
 from kafkasrcd.storage.offset_store import OffsetStore
 
+if TYPE_CHECKING:
+    from kafkasrcd.storage.dead_letter_store import DeadLetterStore
+    from kafkasrcd.storage.sql_store import Database
+
 MEMORY_URL = "memory://"
+
+
+def open_dead_letters(
+    url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False
+) -> "DeadLetterStore":
+    """The dead letters of ``group_id`` in the store at ``url``. As ``open_store``, but that ``memory://`` has none."""
+    if url == MEMORY_URL:
+        raise ConfigurationError(
+            "store.url is memory://, which keeps no dead letters: name a database, or set handler.dead_letter_topic"
+        )
+    from kafkasrcd.storage.dead_letter_store import DeadLetterStore
+
+    return DeadLetterStore(_open_database(url, busy_timeout_ms, shared_with_effects), group_id)
 
 
 def open_store(url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False) -> OffsetStore:
@@ -17,17 +36,21 @@ def open_store(url: str, group_id: str, busy_timeout_ms: int, *, shared_with_eff
     """
     if url == MEMORY_URL:
         return MemoryOffsetStore(group_id)
+    from kafkasrcd.storage.sql_store import SqlOffsetStore
+
+    return SqlOffsetStore(_open_database(url, busy_timeout_ms, shared_with_effects), group_id)
+
+
+def _open_database(url: str, busy_timeout_ms: int, shared: bool) -> "Database":
     # The imports are here, so that what keeps its offsets in memory does not load SQLAlchemy (0.2 s).
     if url.startswith(("sqlite:", "sqlite+")):
-        from kafkasrcd.storage.sql_store import SqlOffsetStore
         from kafkasrcd.storage.sqlite import SqliteDatabase
 
-        return SqlOffsetStore(SqliteDatabase(url, busy_timeout_ms, shared=shared_with_effects), group_id)
+        return SqliteDatabase(url, busy_timeout_ms, shared=shared)
     if url.startswith(("postgresql:", "postgresql+")):
         from kafkasrcd.storage.postgresql import PostgresqlDatabase
-        from kafkasrcd.storage.sql_store import SqlOffsetStore
 
-        return SqlOffsetStore(PostgresqlDatabase(url, busy_timeout_ms), group_id)
+        return PostgresqlDatabase(url, busy_timeout_ms)
     # Its scheme only: the rest may hold a password.
     scheme = url.partition(":")[0]
     raise ConfigurationError(

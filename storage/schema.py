@@ -10,17 +10,21 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Connection,
+    Identity,
+    Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
+    UniqueConstraint,
     inspect,
     select,
 )
 
 from kafkasrcd.errors import ConfigurationError
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The revision in ``migrations/`` that the tables below are."""
 _BEFORE_ALEMBIC: Final = "kafkasrcd_schema"
 """Told a database of ours from a foreign one before there were migrations; its tables are those of revision 0001."""
@@ -63,6 +67,41 @@ offset_history = Table(
     Column("at_ms", BigInteger, primary_key=True, autoincrement=False),
     Column("next_offset", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+
+dead_letters = Table(
+    "kafkasrcd_dead_letters",
+    metadata,
+    # Never given out again, also after the highest was deleted: a person may have written it down.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("group_id", String, nullable=False),
+    Column("topic", String, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("record_offset", BigInteger, nullable=False),
+    Column("timestamp_ms", BigInteger, nullable=False),
+    Column("record_key", LargeBinary),
+    Column("record_value", LargeBinary),
+    Column("headers", LargeBinary),
+    Column("value_format", String, nullable=False),
+    Column("schema_id", BigInteger),
+    Column("error", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("traceback", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("first_failed_ms", BigInteger, nullable=False),
+    Column("last_failed_ms", BigInteger, nullable=False),
+    Column("host", String, nullable=False),
+    Column("version", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("changed_ms", BigInteger, nullable=False),
+    Column("changed_by", String, nullable=False),
+    Column("note", String, nullable=False),
+    UniqueConstraint(
+        "group_id", "topic", "partition", "record_offset", name="kafkasrcd_dead_letters_are_of_one_record"
+    ),
+    Index("kafkasrcd_dead_letters_by_state", "group_id", "state", "topic"),
+    sqlite_autoincrement=True,
 )
 
 

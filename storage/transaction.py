@@ -16,9 +16,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from kafkasrcd.errors import HandlerError, KafkasrcdError, StoreError, StoreUnavailable
+from kafkasrcd.errors import DeadLetterRefused, HandlerError, KafkasrcdError, StoreError, StoreUnavailable
 from kafkasrcd.storage import postgresql, sqlite
 from kafkasrcd.storage.clock import wall_clock_ms
+from kafkasrcd.storage.dead_letter_rows import DeadLetterRows
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.storage.offset_rows import OffsetRows
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.turns import Turns
@@ -44,6 +46,7 @@ class Effects:
 
     def __init__(self, url: str, group_id: str, busy_timeout_ms: int, idle_timeout_seconds: float) -> None:
         self.rows = OffsetRows(group_id, wall_clock_ms)
+        self.letters = DeadLetterRows(group_id, wall_clock_ms)
         self.errors: list[DBAPIError] = []
         """Those of our own connection ``in_call``. A handler may have others, whose errors end nothing here, and may
         let none of ours through."""
@@ -85,6 +88,14 @@ class Effects:
 
         event.listen(engine, "handle_error", note)
         event.listen(engine, "after_cursor_execute", look)
+
+    def bury(self, letter: DeadLetter, connection: Connection) -> None:
+        """As a handler would."""
+        self.letters.bury(connection, letter)
+
+    def refused(self, error: SQLAlchemyError) -> DeadLetterRefused:
+        """An error of ``bury``: the database is there, and does not take it."""
+        return DeadLetterRefused(f"{self.shown} does not take it: {str(error).splitlines()[0]}")
 
     def call_ended(self) -> None:
         """What its errors hold on to is let go."""
@@ -256,6 +267,16 @@ class EffectsTransaction:
         finally:
             self._effects.call_ended()
         return returned
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Keep ``letter``, in a savepoint as a call.
+
+        Raises DeadLetterRefused where the database does not take it; otherwise as ``call``.
+        """
+        try:
+            self.call(self._effects.bury, letter, "connection")
+        except SQLAlchemyError as error:
+            raise self._effects.refused(error) from error
 
     def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
         """Advance all, in the same transaction, and commit. Where any is refused, the whole is rolled back and the

@@ -10,7 +10,7 @@ from kafkasrcd.message import Message
 from kafkasrcd.settings import CommitStrategy, HandlerSettings, OnFailure, Ordering, Settings, StoreSettings
 from kafkasrcd.storage.offset_store import WHOLE
 from kafkasrcd.workers import concurrent_runner, sync_runner
-from kafkasrcd.workers.control import Bind, ControlChannel, ControlMessage, Exit, Unbind
+from kafkasrcd.workers.control import Bind, ControlChannel, ControlMessage, Exit, Quarantined, Unbind
 from kafkasrcd.workers.frame import Columns, encode_frame
 from kafkasrcd.workers.handler import commits_of
 from kafkasrcd.workers.handler_bindings import HandlerBindings
@@ -52,6 +52,7 @@ def settings_of(
     ordering: Ordering = Ordering.PARTITION,
     concurrency: int = 100,
     threads: int = 1,
+    non_retryable: Sequence[str] = (),
     checkpoint_interval_ms: int = 20,
     checkpoint_max_messages: int = 10_000,
 ) -> Settings:
@@ -70,6 +71,7 @@ def settings_of(
             ordering=ordering,
             concurrency=concurrency,
             threads=threads,
+            non_retryable=list(non_retryable),
         ),
     )
 
@@ -89,6 +91,7 @@ class Partition:
         self.cells = self.memory.slots[0].cells
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.writer = RingWriter(self.memory.slots[0].ring, THIS_EPOCH, handler_bell)
+        self.quarantined: tuple[Quarantined, ...] = ()
 
     @property
     def bind(self) -> Bind:
@@ -99,6 +102,7 @@ class Partition:
             assignment_epoch=THIS_EPOCH,
             slot=0,
             layout=WHOLE,
+            quarantined=self.quarantined,
         )
 
     @property
@@ -197,10 +201,17 @@ class Rig:
     # ---- the supervisor ----------------------------------------------------------------------------------------------
 
     def partition(
-        self, topic: str = "orders", *, next_offset: int = 0, capacity: int = 4 * PAGE, leased: bool = True
+        self,
+        topic: str = "orders",
+        *,
+        next_offset: int = 0,
+        capacity: int = 4 * PAGE,
+        leased: bool = True,
+        quarantined: tuple[Quarantined, ...] = (),
     ) -> Partition:
         """A new partition, bound to the runner."""
         partition = Partition(len(self.partitions), topic, next_offset, capacity, self.bell)
+        partition.quarantined = quarantined
         if not leased:
             partition.memory.stop()
         self.partitions.append(partition)
@@ -268,6 +279,15 @@ class Rig:
         self.wait(
             lambda: partition.processed == offset and partition.is_empty, f"{offset} to be processed and freed", seconds
         )
+
+    def wait_ended(self) -> BaseException | None:
+        """Until the runner has ended by itself; by what."""
+        if self._thread is not None:
+            self._thread.join(LONG_SECONDS)
+            assert not self._thread.is_alive(), "the runner does not end"
+            self._thread = None
+        error, self.error = self.error, None
+        return error
 
     def stop(self) -> None:
         """End the runner; whatever ended it before is raised here."""

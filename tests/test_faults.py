@@ -54,6 +54,9 @@ def _wait_handled(folder: Path, more: int) -> None:
     wait_until(lambda: Ledger(folder).counts.total() > before + more, 30, f"{more} more records handled")
 
 
+STOP = "handler.on_failure=stop"
+
+
 def _failed(status: Status) -> list[int]:
     return [partition.partition for partition in status.partitions if partition.state == "failed"]
 
@@ -99,7 +102,7 @@ def test_a_handler_that_raises_is_called_again_then_its_partition_stops(
 ) -> None:
     _produce(kafka, topic, 0, [PLAIN, _do("raise"), PLAIN])
     _produce(kafka, topic, 1, [PLAIN] * 10)
-    with _daemon(kafka, topic, tmp_path, "max_retries=2", "retry_backoff_ms=10") as daemon:
+    with _daemon(kafka, topic, tmp_path, "max_retries=2", "retry_backoff_ms=10", STOP) as daemon:
         status = daemon.wait_status(lambda status: _failed(status) == [0], "partition 0 failed")
         partition = status.partitions[0]
         assert (partition.processed, partition.failures) == (1, 3)
@@ -143,7 +146,7 @@ def test_a_record_that_kills_its_process_stops_its_partition_alone(
 ) -> None:
     for partition in range(4):
         _produce(kafka, topic, partition, [PLAIN, _do(death) if partition == 2 else PLAIN, PLAIN])
-    with _daemon(kafka, topic, tmp_path, "handler.processes=1", "handler.crash_attempts=2") as daemon:
+    with _daemon(kafka, topic, tmp_path, "handler.processes=1", "handler.crash_attempts=2", STOP) as daemon:
         status = daemon.wait_status(
             lambda status: (
                 _failed(status) == [2] and [partition.processed for partition in status.partitions] == [3, 3, 1, 3]
@@ -162,7 +165,7 @@ def test_a_record_that_does_not_fit_the_ring_is_an_error_and_no_crash(
     kafka: KafkaCluster, topic: str, tmp_path: Path
 ) -> None:
     _produce(kafka, topic, 0, [PLAIN, orjson.dumps("x" * 100_000), PLAIN])
-    with _daemon(kafka, topic, tmp_path, "supervisor.ring_bytes=65536") as daemon:
+    with _daemon(kafka, topic, tmp_path, "supervisor.ring_bytes=65536", STOP) as daemon:
         status = daemon.wait_status(lambda status: _failed(status) == [0], "partition 0 failed")
         assert status.partitions[0].worker.restarts == 0
         assert "ring_bytes" in status.partitions[0].problem

@@ -249,8 +249,8 @@ def test_a_record_that_keeps_failing_stops_its_partition(make_rig: MakeRig, kind
     assert not partition.is_empty, "what was not processed stays"
     assert [call for call in rig.calls if call == [3]] == [[3]] * 3, "alone, and as often as is set"
     if kind.is_batch:
-        assert rig.calls == [[0, 1, 2, 3, 4, 5]] * 3 + [[0], [1], [2]] + [[3]] * 3
-        assert partition.counts == (3, 6, 0)
+        assert rig.calls == [[0, 1, 2, 3, 4, 5]] * 3 + [[0, 1, 2], [3, 4, 5]] + [[3]] * 3, "halved, and halved again"
+        assert partition.counts == (3, 7, 0)
     else:
         assert rig.calls == [[0], [1], [2]] + [[3]] * 3
         assert partition.counts == (3, 3, 0)
@@ -263,7 +263,7 @@ def test_a_record_that_keeps_failing_is_skipped_and_counted(make_rig: MakeRig, k
     rig.publish_values(partition, range(6))
     rig.wait_processed(partition, 6)
     assert rig.hear() == []
-    assert partition.counts == (3, 8 if kind.is_batch else 6, 3)
+    assert partition.counts == (3, 11 if kind.is_batch else 6, 3), "a batch: twice, then three parts of it, then alone"
     assert rig.handled[-3:] == [1, 2, 4]
     assert partition.memory.slots[0].in_flight is None
     assert partition.memory.processed == partition.memory.position
@@ -311,7 +311,7 @@ def test_an_attempt_waits_twice_as_long_as_the_one_before(make_rig: MakeRig) -> 
     rig = make_rig(PLAIN_SINGLE, settings_of(max_retries=50, backoff_ms=1_000, backoff_max_ms=5_000))
     partition = rig.partition()
     descriptors = [os.dup(partition.memory.fd), os.dup(partition.bell)]
-    opened = PartitionCursor(rig.settings, rig.target(), partition.bind, descriptors, Commits(), EventLog("test"))
+    opened = PartitionCursor(rig.settings, rig.target(), partition.bind, descriptors, Commits(print), EventLog("test"))
     waits: list[float] = []
     for _ in range(40):
         backoff_ns = opened.raised([7], ValueError("again"))
@@ -686,9 +686,8 @@ def test_one_bad_record_of_many_costs_the_others_nothing(make_rig: MakeRig) -> N
         rig.publish_values(partition, range(30))
         rig.start()
         rig.wait_processed(partition, 30)
-        alone = [[offset] for offset in range(10)]
-        alone.insert(4, [4])
-        assert rig.calls == [[*range(10)], [*range(10)], *alone, [*range(10, 20)], [*range(20, 30)]]
+        halves = [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4], [3], [4], [4], [5, 6, 7, 8, 9]]
+        assert rig.calls == [[*range(10)], [*range(10)], *halves, [*range(10, 20)], [*range(20, 30)]]
         assert partition.counts == (29, 4, 1)
 
 

@@ -330,7 +330,7 @@ def test_status_for_people_has_a_line_a_partition_and_one_for_what_is_wrong(
     kafka: KafkaCluster, topic: str, service: Service
 ) -> None:
     service.handler = FAILING_HANDLER
-    service.settings["max_retries"] = 0
+    service.settings |= {"max_retries": 0, "handler.on_failure": "stop"}
     kafka.produce(topic, [Record(index % 2, None, b"%d" % index) for index in range(20)])
     with service.running() as daemon:
         daemon.wait_status(

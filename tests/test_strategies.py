@@ -152,7 +152,12 @@ def test_a_call_that_raises_undoes_only_itself(
 def test_a_record_that_keeps_failing_stops_behind_what_is_done(
     kafka: KafkaCluster, topic: str, tmp_path: Path, database: Effects
 ) -> None:
-    settings = ("commit_strategy=on_checkpoint", f"store.url={database.url}", "retry_backoff_ms=1")
+    settings = (
+        "commit_strategy=on_checkpoint",
+        f"store.url={database.url}",
+        "retry_backoff_ms=1",
+        "handler.on_failure=stop",
+    )
     _produce(kafka, topic, [b"{}", b"{}", b'{"raise": 1000}', b"{}"])
     with _daemon(kafka, topic, tmp_path, "effect", *settings) as daemon:
         daemon.wait_status(

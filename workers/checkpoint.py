@@ -6,13 +6,15 @@ so whatever ends the transaction otherwise (a lost connection, a claim by anothe
 only has the records handled again, from where the committed ones end.
 """
 
+import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from kafkasrcd.errors import StaleAssignment, StoreError, StoreUnavailable
 from kafkasrcd.settings import Settings
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.refusals import Conflict
 from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, Kind, TransactionEnded
@@ -42,9 +44,16 @@ class Checkpoints(Commits):
     one_at_a_time = True
 
     def __init__(
-        self, settings: Settings, bindings: HandlerBindings, transaction: "AsyncEffectsTransaction | _Blocking"
+        self,
+        settings: Settings,
+        bindings: HandlerBindings,
+        transaction: "AsyncEffectsTransaction | _Blocking",
+        keep_letter: Callable[[DeadLetter], None],
     ) -> None:
+        """``keep_letter``: where dead letters go besides the database."""
+        super().__init__(keep_letter)
         self._transaction = transaction
+        self._letters_in_store = settings.handler.dead_letter_store
         self._interval_ns = settings.checkpoint_interval_ms * 1_000_000
         self._size = CheckpointSize(settings.checkpoint_max_messages, boottime_ns)
         self._bindings = bindings
@@ -200,6 +209,19 @@ class Checkpoints(Commits):
 
     async def _call(self, cursor: PartitionCursor, argument: Any) -> Any:
         target = cursor.target
+        kind = target.transaction or "connection"
+        returned = await self._run(cursor, self._transaction.call, target.function, argument, kind)
+        self._count += len(argument) if target.is_batch else 1
+        return returned
+
+    async def _bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
+        """Keep it in the transaction: where, and only where, its record is passed over for good."""
+        if self._letters_in_store:
+            await self._run(cursor, self._transaction.bury, letter)
+            self._count += 1
+
+    async def _run(self, cursor: PartitionCursor, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """``work`` in a savepoint of the open transaction. Raises HeldUp where that is gone, or cannot be had now."""
         self._hold(cursor)
         if self._is_full and not await self._commit():
             raise HeldUp
@@ -207,15 +229,13 @@ class Checkpoints(Commits):
             if cursor not in self._known and not await self._look(cursor):
                 raise HeldUp
             self._touch(cursor)
-            returned = await self._transaction.call(target.function, argument, target.transaction or "connection")
+            return await work(*arguments)
         except StoreUnavailable as error:
             self._away(error)
             raise HeldUp from error
         except TransactionEnded as error:
             self._broken(cursor, error)
             raise HeldUp from error
-        self._count += len(argument) if target.is_batch else 1
-        return returned
 
     async def _turn(self) -> float:
         if self._unknown:
@@ -265,6 +285,10 @@ class AsyncCheckpoints(Checkpoints):
     def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
         return partial(self._call, cursor)
 
+    async def bury_async(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
+        await asyncio.to_thread(self._keep_letter, letter)
+        await self._bury(cursor, letter)
+
     async def turn_async(self) -> float:
         return await self._turn()
 
@@ -275,11 +299,21 @@ class AsyncCheckpoints(Checkpoints):
 class PlainCheckpoints(Checkpoints):
     """For plain handlers: everything blocks the process, and what is awaited is done when it is asked for."""
 
-    def __init__(self, settings: Settings, bindings: HandlerBindings, transaction: EffectsTransaction) -> None:
-        super().__init__(settings, bindings, _Blocking(transaction))
+    def __init__(
+        self,
+        settings: Settings,
+        bindings: HandlerBindings,
+        transaction: EffectsTransaction,
+        keep_letter: Callable[[DeadLetter], None],
+    ) -> None:
+        super().__init__(settings, bindings, _Blocking(transaction), keep_letter)
 
     def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
         return lambda argument: _at_once(self._call(cursor, argument))
+
+    def bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
+        self._keep_letter(letter)
+        _at_once(self._bury(cursor, letter))
 
     def turn(self) -> float:
         return _at_once(self._turn())
@@ -296,6 +330,9 @@ class _Blocking:
 
     async def call(self, function: Callable[[Any, Any], Any], argument: object, kind: Kind) -> object:
         return self._transaction.call(function, argument, kind)
+
+    async def bury(self, letter: DeadLetter) -> None:
+        self._transaction.bury(letter)
 
     async def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
         return self._transaction.commit(advances)

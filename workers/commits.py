@@ -1,11 +1,13 @@
 """What a commit strategy does inside a handler process: how it calls the handler, and when what is handled is done for
 good."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kafkasrcd.errors import HandlerError
 from kafkasrcd.message import Message, commit_through
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.cursor import PartitionCursor
 
 
@@ -23,9 +25,22 @@ class Commits:
     one_at_a_time = False
     """Whether a second call must not begin in this process before the first has ended and is counted."""
 
+    def __init__(self, keep_letter: Callable[[DeadLetter], None]) -> None:
+        """``keep_letter``: where dead letters go. May be called from several threads."""
+        self._keep_letter = keep_letter
+
     def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
         """What to call for a message, or a batch, of ``cursor``; of an ``async def`` handler, a coroutine function."""
         return cursor.target.function
+
+    def bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
+        """Keep ``letter`` of a record of ``cursor``; blocks. Raises KafkasrcdError where it cannot be kept now, or
+        HeldUp."""
+        self._keep_letter(letter)
+
+    async def bury_async(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
+        """``bury`` of a runner with a loop."""
+        await asyncio.to_thread(self.bury, cursor, letter)
 
     def loaded(self, cursor: PartitionCursor, offsets: Sequence[int]) -> None:
         """These records have been read from the ring."""

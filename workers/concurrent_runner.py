@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from kafkasrcd.errors import HandlerError, RingCorrupted
+from kafkasrcd.errors import HandlerError, KafkasrcdError, RingCorrupted
 from kafkasrcd.message import Message
 from kafkasrcd.settings import Ordering, Settings
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
@@ -25,7 +26,7 @@ from kafkasrcd.workers.frame import Columns
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
 from kafkasrcd.workers.handler_target import HandlerTarget, refuse_awaitable
 from kafkasrcd.workers.prefix import Prefix
-from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, STARTED
+from kafkasrcd.workers.ring import CALLED_AT, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, STARTED
 
 _AHEAD: Final = 8
 """Records taken from a ring, waiting in lanes or being handled, for each that may be handled at once: behind a key with
@@ -164,7 +165,7 @@ class _Runner:
 class _Lane:
     """An ordering unit of one slot: what waits in it, in order; nothing where the handler takes batches."""
 
-    __slots__ = ("busy", "generation", "name", "records", "slot")
+    __slots__ = ("busy", "generation", "letter", "name", "records", "slot")
 
     def __init__(self, slot: "_Slot", name: bytes | None) -> None:
         self.slot = slot
@@ -173,6 +174,8 @@ class _Lane:
         self.records: deque[tuple[Columns, int]] = deque()
         self.busy = False
         """Ready, in a handler's hands, or waiting to be tried again."""
+        self.letter: DeadLetter | None = None
+        """To be buried before its next record."""
 
 
 class _Slot:
@@ -189,6 +192,8 @@ class _Slot:
         """The one lane of a slot in partition order, and of one whose handler takes batches."""
         self._lanes: dict[bytes, _Lane] = {}
         self._in_hands = 0
+        self._calls: dict[int, int] = {}
+        """When each record (or batch, by its first) that is in the handler's hands was given to it; oldest first."""
         self._dropped = False
         self._refill_below = 1 if runner.ordering is Ordering.PARTITION else runner.ahead // 2
         self._held: list[_Lane] = []
@@ -277,7 +282,10 @@ class _Slot:
         """The lane's next record, or the slot's batch."""
         async with self.runner.one_call or contextlib.nullcontext():
             if lane.generation == self.generation:  # it may have been rewound while this waited for its turn
-                await (self._handle_batch(lane) if self.cursor.target.is_batch else self._handle_record(lane))
+                if lane.letter is not None:
+                    await self._bury(lane, lane.letter)
+                else:
+                    await (self._handle_batch(lane) if self.cursor.target.is_batch else self._handle_record(lane))
 
     async def _handle_record(self, lane: _Lane) -> None:
         cursor = self.cursor
@@ -287,12 +295,13 @@ class _Slot:
             self._later(lane)
             return
         backoff_ns: int | None = None
+        letter: DeadLetter | None = None
         finished = False
         value: Any = columns.values[index]
         try:
             payload = None if value is None else cursor.target.decode(value)
         except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
-            cursor.undecodable(offset, value, error)
+            letter = cursor.undecodable(columns, index, error)
         else:
             message = Message(
                 payload,
@@ -307,26 +316,36 @@ class _Slot:
                 await self._guarded(message)
                 finished = True
             except HeldUp:
-                self._give_back()
+                self._give_back(offset)
                 self._after_hold(lane)
                 return
             except Exception as error:  # noqa: BLE001 - the user's code may raise anything
                 if lane.generation == self.generation:
                     backoff_ns = cursor.raised([offset], error)
+                    if backoff_ns is None:
+                        letter = cursor.give_up(columns, index, error)
         if lane.generation != self.generation:
-            self._give_back()
+            self._give_back(offset)
             return
         if finished:
             cursor.cells[HANDLED] += 1
             cursor.finish(offset)
             cursor.release_done()
-        self._give_back()
+        self._give_back(offset)
         if backoff_ns is not None:
             asyncio.get_running_loop().call_later(backoff_ns / 1e9, self._again, lane)
             return
-        if cursor.failed is not None:
+        if letter is not None:
+            lane.letter = letter
+            self.runner.ready.append(lane)
+        elif cursor.failed is not None:
             self.runner.bindings.report_failed(cursor)
-            return
+        else:
+            self._go_on(lane)
+
+    def _go_on(self, lane: _Lane) -> None:
+        """Its first record is finished."""
+        cursor = self.cursor
         lane.records.popleft()
         lane.busy = False
         if lane.records:
@@ -337,6 +356,36 @@ class _Slot:
             self.turn()
             self.runner.start_tasks()
             self.runner.wake.set()  # to announce that this one sleeps, where it does
+
+    async def _bury(self, lane: _Lane, letter: DeadLetter) -> None:
+        """Keep the dead letter of the lane's first record, or of its batch's."""
+        cursor, bindings = self.cursor, self.runner.bindings
+        if not self._take(letter.offset):
+            self._later(lane)
+            return
+        try:
+            await self.runner.commits.bury_async(cursor, letter)
+        except HeldUp:
+            self._give_back(letter.offset)
+            self._after_hold(lane)
+            return
+        except KafkasrcdError as error:
+            self._give_back(letter.offset)
+            if lane.generation == self.generation:
+                wait_ns = bindings.letter_refused(cursor, letter, error)
+                asyncio.get_running_loop().call_later(wait_ns / 1e9, self._again, lane)
+            return
+        if lane.generation != self.generation:
+            self._give_back(letter.offset)
+            return
+        lane.letter = None
+        bindings.letter_buried(cursor, letter)
+        self._give_back(letter.offset)
+        if cursor.target.is_batch:
+            lane.busy = False
+            self.runner.wake.set()
+        else:
+            self._go_on(lane)
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -349,6 +398,11 @@ class _Slot:
             return waiting_ns / 1e6
         self.cursor.retry_at_ns = 0
         due_ns = self._batch.gather()
+        if self.cursor.letter is not None:
+            self.cursor.full = self._whole.busy = True
+            self._whole.letter = self.cursor.letter
+            self.runner.ready.append(self._whole)
+            return IDLE_MS
         if self.cursor.failed is not None:
             self.runner.bindings.report_failed(self.cursor)
             return IDLE_MS
@@ -360,14 +414,15 @@ class _Slot:
 
     async def _handle_batch(self, lane: _Lane) -> None:
         batch = self._batch
-        if not batch.messages:
+        messages = batch.messages
+        if not messages:
             return
-        if not self._take(batch.messages[0].offset):
+        if not self._take(messages[0].offset):
             self._later(lane)
             return
-        self.cursor.cells[STARTED] = max(self.cursor.cells[STARTED], batch.messages[-1].offset + 1)
+        self.cursor.cells[STARTED] = max(self.cursor.cells[STARTED], messages[-1].offset + 1)
         try:
-            await self._guarded(batch.messages)
+            await self._guarded(messages)
         except HeldUp:
             pass
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
@@ -376,7 +431,7 @@ class _Slot:
         else:
             if lane.generation == self.generation:
                 batch.succeeded()
-        self._give_back()
+        self._give_back(messages[0].offset)
         lane.busy = False
         self.runner.wake.set()
 
@@ -405,14 +460,18 @@ class _Slot:
         self._in_hands += 1
         self.runner.in_hands += 1
         cells[IN_HANDS] = self._in_hands
+        self._calls[offset] = boottime_ns()
+        cells[CALLED_AT] = next(iter(self._calls.values()))
         if offset >= cells[STARTED]:
             cells[STARTED] = offset + 1
         return True
 
-    def _give_back(self) -> None:
+    def _give_back(self, offset: int) -> None:
         self._in_hands -= 1
         self.runner.in_hands -= 1
         self.cursor.cells[IN_HANDS] = self._in_hands
+        self._calls.pop(offset, None)
+        self.cursor.cells[CALLED_AT] = next(iter(self._calls.values()), 0)
         if self._in_hands == 0:
             self.cursor.put_back()
 

@@ -5,6 +5,7 @@ a SOCK_SEQPACKET pair, with the descriptors that belong to it.
 """
 
 import os
+import signal
 import socket
 from typing import Final
 
@@ -13,12 +14,17 @@ import msgspec
 from kafkasrcd.storage.offset_store import Layer, Layout
 from kafkasrcd.workers.formats import Shape
 
+STACKS_SIGNAL: Final = signal.SIGUSR2
+"""Has a handler process write the stacks of its threads to its file for them, whatever it is doing."""
 _MOST_DESCRIPTORS: Final = 250
 _MOST_BYTES: Final = 128 * 1024
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The first message to every child. ``settings`` is the Settings as JSON."""
+    """The first message to every child. ``settings`` is the Settings as JSON.
+
+    Descriptors, to a handler process: its bell, and a file for the stacks of its threads.
+    """
 
     settings: bytes
     base_directory: str
@@ -87,6 +93,16 @@ class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """The record at ``offset`` has ended its process ``attempts`` times, and is not given to the handler again."""
+
+    offset: int
+    error: str
+    reason: str
+    attempts: int
+    traceback: str = ""
+
+
 class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Handle one slot of this partition. Descriptors: partition memory, worker's bell. ``binding`` names it from now
     on; ``slot`` is of ``layout``."""
@@ -97,6 +113,7 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     assignment_epoch: int
     slot: int
     layout: Layout
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 class Unbind(msgspec.Struct, frozen=True, tag=True):
@@ -117,6 +134,15 @@ class RingBroken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The ring holds what its writer did not publish; it is not read any more."""
 
     binding: int
+    reason: str
+
+
+class LetterRefused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The dead letter of the record at ``offset`` cannot be kept, and the slot waits; ``reason`` is empty once it
+    is."""
+
+    binding: int
+    offset: int
     reason: str
 
 
@@ -172,6 +198,7 @@ ControlMessage = (
     | Unbind
     | RecordFailed
     | RingBroken
+    | LetterRefused
     | StoreAway
     | Fenced
     | Exit

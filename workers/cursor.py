@@ -3,16 +3,22 @@ fails."""
 
 import os
 import random
+import socket
 import traceback
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.outcomes import RetryLater
 from kafkasrcd.settings import OnFailure, Settings
+from kafkasrcd.storage.clock import wall_clock_ms
+from kafkasrcd.storage.dead_letters import DeadLetter, as_text
+from kafkasrcd.version import installed_version
 from kafkasrcd.workers.control import Bind
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.failure_policy import NeverAgain, class_name, failure_policy
 from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.frame import Columns, RecordError, decode_frame
 from kafkasrcd.workers.handler_target import HandlerTarget
@@ -20,7 +26,17 @@ from kafkasrcd.workers.partition_memory import KEEPS_CELL, PartitionMemory
 from kafkasrcd.workers.payload import Decode, key_decoder_of, refusing
 from kafkasrcd.workers.prefix import Prefix
 from kafkasrcd.workers.reasons import reason_of
-from kafkasrcd.workers.ring import FAILURES, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, SKIPPED, STARTED, RingReader
+from kafkasrcd.workers.ring import (
+    DEAD_LETTERED,
+    FAILURES,
+    HANDLED,
+    IN_FLIGHT,
+    IN_HANDS,
+    PROCESSED,
+    SKIPPED,
+    STARTED,
+    RingReader,
+)
 
 if TYPE_CHECKING:
     from kafkasrcd.workers.commits import Commits
@@ -28,6 +44,18 @@ if TYPE_CHECKING:
 _NEVER: Final = -1
 _BETWEEN: Final = ("kafkasrcd.workers.", "kafkasrcd.storage.", "concurrent.futures.")
 """The modules between a runner and the user's function."""
+_FIRST_REFUSAL_NS: Final = 200_000_000
+_MOST_REFUSAL_NS: Final = 10_000_000_000
+"""Between attempts to keep a dead letter whose target is away."""
+_LONGEST_SECONDS: Final = 86_400.0
+
+
+class Failure(NamedTuple):
+    """Why a record is not handled: the error's class, its words, and the lines that led there."""
+
+    error: str
+    reason: str
+    traceback: str = ""
 
 
 class PartitionCursor:
@@ -72,8 +100,13 @@ class PartitionCursor:
         """So much of it is in hand that no more is taken for now."""
         self.columns: Columns | None = None
         self.index = 0
-        self._attempts: dict[int, int] = {}
-        """By offset, how often the handler raised for it (or for the batch that starts there)."""
+        self.letter: DeadLetter | None = None
+        """Where records are handled one after the other: the one to bury before the next record."""
+        self.letter_refusals = 0
+        """How often in a row a letter could not be kept."""
+        self._quarantined = {each.offset: each for each in bind.quarantined}
+        self._attempts: dict[int, tuple[int, int]] = {}
+        """By offset, how often the handler raised for it (or for the batch that starts there), and when first."""
         self.retry_at_ns = 0
         """Boot time before which the current record is not tried again."""
         self.failed: str | None = None
@@ -84,10 +117,14 @@ class PartitionCursor:
         """Next offset after the last frame in hand or before it."""
         self._releases: deque[tuple[int, int]] = deque()
         self._settings = settings
+        self._on_failure = failure_policy(settings)
+        self._never_again = NeverAgain(settings.handler.non_retryable)
         self._log = log
         self._random = random.Random()  # noqa: S311 - for jitter
+        formats = Formats(settings)
+        self._value_format = formats.value(bind.topic).name
         try:
-            self._decode_key = key_decoder_of(Formats(settings).key(bind.topic))
+            self._decode_key = key_decoder_of(formats.key(bind.topic))
         except ConfigurationError as error:
             self._decode_key = refusing(error)
 
@@ -119,13 +156,9 @@ class PartitionCursor:
             if columns.offsets[0] < loaded:
                 self.index = sum(1 for offset in columns.offsets if offset < loaded)
             if self._decode_key is not None and columns.keys is not None:
-                self._decode_keys(columns, self._decode_key)
-            if columns.errors:
-                # In place of its value, so that decoding it fails and the path of good records has no test for it.
-                values: list[Any] = list(columns.values)
-                for error in columns.errors:
-                    values[error.index] = error
-                columns.values = values
+                self._decode_keys(columns, columns.keys, self._decode_key)
+            if columns.errors or self._quarantined:
+                self._with_errors(columns)
             self.columns = columns
             offsets = columns.offsets[self.index :]
             self.commits.loaded(self, offsets)
@@ -134,22 +167,19 @@ class PartitionCursor:
             self.release_done()
         return True
 
-    def _decode_keys(self, columns: Columns, decode: Decode) -> None:
+    def _decode_keys(self, columns: Columns, keys: Sequence[bytes | None], decode: Decode) -> None:
         """Those that cannot be decoded stay bytes, and make their records undecodable."""
-        raw_keys: Sequence[bytes | None] = columns.keys or ()
-        keys: list[Any] = []
+        decoded: list[Any] = []
         errors = list(columns.errors)
-        for index, key in enumerate(raw_keys):
+        for index, key in enumerate(keys):
             try:
-                keys.append(None if key is None else decode(key))
+                decoded.append(None if key is None else decode(key))
             except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
-                keys.append(columns.raw_key(index))
+                decoded.append(columns.raw_key(index))
                 errors.append(RecordError(index, type(error).__name__, f"its key: {reason_of(error)}"))
         if columns.raw_keys is None:
-            columns.raw_keys = raw_keys
-        if len(errors) > len(columns.errors) and columns.raws is None:
-            columns.raws = columns.values
-        columns.keys = keys
+            columns.raw_keys = keys
+        columns.keys = decoded
         columns.errors = errors
 
     def rewind(self) -> None:
@@ -160,6 +190,7 @@ class PartitionCursor:
         self._releases.clear()
         self._loaded = self.cells[PROCESSED] = self.cells[self.keeps]
         self.retry_at_ns = 0
+        self.letter = None
         if self.prefix is not None:
             self.prefix.clear()
         self.put_back()
@@ -195,44 +226,88 @@ class PartitionCursor:
         """Nothing is in the handler's hands."""
         self.cells[IN_FLIGHT] = self.cells[PROCESSED] - 1
 
-    def undecodable(self, offset: int, value: object, error: Exception) -> None:
-        """The record cannot be deserialized: no further attempt would change that."""
-        reason = value.reason if isinstance(value, RecordError) else reason_of(error)
+    def undecodable(self, columns: Columns, index: int, error: Exception) -> DeadLetter | None:
+        """The record cannot be deserialized, or has ended its process: no further attempt would change that. What
+        becomes of it is as ``give_up`` says."""
+        offset = columns.offsets[index]
         self.cells[FAILURES] += 1
+        quarantined = self._quarantined.get(offset)
+        if quarantined is not None:
+            self._log.repeated(
+                "record_quarantined",
+                f"{self.topic}[{self.partition}]@{offset} is not handled any more: {quarantined.reason}",
+                same=(self.binding,),
+                offset=offset,
+                **self.coordinates,
+            )
+            failure = Failure(quarantined.error, quarantined.reason, quarantined.traceback)
+            return self._given_up(columns, index, failure, quarantined.attempts, wall_clock_ms())
+        value: object = columns.values[index]
+        if isinstance(value, RecordError):
+            failure = Failure(value.error, value.reason)
+        else:
+            failure = Failure(type(error).__name__, reason_of(error))
         self._log.repeated(
             "record_undecodable",
-            f"{self.topic}[{self.partition}]@{offset} cannot be deserialized: {reason}",
+            f"{self.topic}[{self.partition}]@{offset} cannot be deserialized: {failure.reason}",
             same=(self.binding,),
             offset=offset,
             **self.coordinates,
         )
-        self._give_up(offset, f"cannot be deserialized: {reason}")
+        failure = failure._replace(reason=f"cannot be deserialized: {failure.reason}")
+        return self._given_up(columns, index, failure, 1, wall_clock_ms())
 
-    def raised(self, offsets: Sequence[int], error: Exception) -> int | None:
+    def raised(self, offsets: Sequence[int], error: Exception, retries: int | None = None) -> int | None:
         """The handler raised for the record (or batch) at ``offsets``: ns until the next attempt, or None where that
-        was the last one."""
+        was the last one, of ``retries`` further ones (unset: as configured)."""
         self.cells[FAILURES] += 1
         processed = self.cells[PROCESSED]
-        self._attempts = {offset: count for offset, count in self._attempts.items() if offset >= processed}
-        attempts = self._attempts[offsets[0]] = self._attempts.get(offsets[0], 0) + 1
+        self._attempts = {offset: before for offset, before in self._attempts.items() if offset >= processed}
+        attempts, first_ms = self._attempts.get(offsets[0], (0, wall_clock_ms()))
+        attempts += 1
+        self._attempts[offsets[0]] = attempts, first_ms
+        most = (self._settings.max_retries if retries is None else retries) + 1
         error = error.with_traceback(_of_the_user(error.__traceback__))
         self._log.repeated(
             "handler_failed",
             f"{self.target.name} raised {type(error).__name__} at {self.topic}[{self.partition}]@{offsets[0]}: "
-            f"{_text(error)} (attempt {attempts} of {self._settings.max_retries + 1})",
+            f"{_text(error)} (attempt {attempts} of {most})",
             same=(self.binding,),
             cause=error,
             offset=offsets[0],
             records=len(offsets),
             **self.coordinates,
         )
-        if attempts <= self._settings.max_retries:
-            return self._backoff_ns(attempts)
-        del self._attempts[offsets[0]]
-        if len(offsets) == 1:
-            said = _printable("".join(traceback.format_exception_only(error)).strip())
-            self._give_up(offsets[0], f"{self.target.name} raised {said}")
-        return None
+        if attempts >= most or self._never_again(error):
+            return None
+        return self._after_ns(error) if isinstance(error, RetryLater) else self._backoff_ns(attempts)
+
+    def forget_attempts(self, offset: int) -> None:
+        """What starts at ``offset`` is tried again in another way."""
+        self._attempts.pop(offset, None)
+
+    def give_up(self, columns: Columns, index: int, error: Exception) -> DeadLetter | None:
+        """The handler raised for the record for the last time.
+
+        Returns the letter to bury, after which ``buried`` is called; or None, where the record is skipped now, or the
+        slot stands still before it.
+        """
+        attempts, first_ms = self._attempts.pop(columns.offsets[index], (1, wall_clock_ms()))
+        said = _printable("".join(traceback.format_exception_only(error)).strip())
+        trace = _printable("".join(traceback.format_exception(error)))
+        failure = Failure(class_name(type(error)), f"{self.target.name} raised {said}", trace)
+        return self._given_up(columns, index, failure, attempts, first_ms)
+
+    def buried(self, letter: DeadLetter) -> None:
+        """The letter is kept: its record is passed over."""
+        self.letter = None
+        self.cells[DEAD_LETTERED] += 1
+        self._pass_over(letter.offset, "record_dead_lettered", "is dead-lettered", letter.reason)
+
+    def letter_refused(self) -> int:
+        """A letter could not be kept: ns until it is tried again."""
+        self.letter_refusals += 1
+        return int(min(_FIRST_REFUSAL_NS * 2 ** min(self.letter_refusals - 1, 30), _MOST_REFUSAL_NS))
 
     def close(self) -> None:
         """Give the shared memory back."""
@@ -241,22 +316,72 @@ class PartitionCursor:
         self.memory.close()
         os.close(self._worker_bell)
 
-    def _give_up(self, offset: int, reason: str) -> None:
-        if self._settings.handler.on_failure is OnFailure.STOP:
-            self.failed = reason
+    def _given_up(
+        self, columns: Columns, index: int, failure: Failure, attempts: int, first_ms: int
+    ) -> DeadLetter | None:
+        offset = columns.offsets[index]
+        if self._on_failure is OnFailure.STOP:
+            self.failed = failure.reason
             self.failed_offset = offset
-            return
-        self.cells[SKIPPED] += 1
+            return None
+        if self._on_failure is OnFailure.SKIP:
+            self.cells[SKIPPED] += 1
+            self._pass_over(offset, "record_skipped", "is skipped", failure.reason)
+            return None
+        value = columns.values[index] if columns.raws is None else columns.raws[index]
+        return DeadLetter(
+            topic=self.topic,
+            partition=self.partition,
+            offset=offset,
+            timestamp_ms=columns.timestamps[index],
+            key=columns.raw_key(index),
+            value=value,
+            headers=None if columns.headers is None else columns.headers[index],
+            value_format=self._value_format,
+            error=failure.error,
+            reason=as_text(failure.reason),
+            traceback=as_text(failure.traceback),
+            attempts=attempts,
+            first_failed_ms=first_ms,
+            last_failed_ms=wall_clock_ms(),
+            host=socket.gethostname(),
+            version=installed_version(),
+        )
+
+    def _pass_over(self, offset: int, event: str, what: str, reason: str) -> None:
         self.finish(offset)
         self.commits.given_up(self, offset)
         self._log.repeated(
-            "record_skipped",
-            f"{self.topic}[{self.partition}]@{offset} is skipped: {reason}",
+            event,
+            f"{self.topic}[{self.partition}]@{offset} {what}: {reason}",
             same=(self.binding,),
             offset=offset,
             **self.coordinates,
         )
         self.release_done()
+
+    def _with_errors(self, columns: Columns) -> None:
+        """In place of the value of a record that is not to be handled, why: so that decoding it fails, and the path of
+        good records has no test for it."""
+        values: list[Any] = list(columns.values)
+        errors = [*columns.errors]
+        if self._quarantined:
+            errors += [
+                RecordError(index, quarantined.error, quarantined.reason)
+                for index, offset in enumerate(columns.offsets)
+                if (quarantined := self._quarantined.get(offset)) is not None
+            ]
+        for error in errors:
+            values[error.index] = error
+        columns.raws = columns.values if columns.raws is None else columns.raws
+        columns.values = values
+
+    def _after_ns(self, error: RetryLater) -> int:
+        """As the handler asks, within a day: what it gives may be anything."""
+        try:
+            return int(min(max(error.after, 0.0), _LONGEST_SECONDS) * 1e9)
+        except (TypeError, ValueError):
+            return self._backoff_ns(1)
 
     def _backoff_ns(self, attempts: int) -> int:
         """Doubling with the attempts, capped, the upper half of it random: partitions that fail together spread."""

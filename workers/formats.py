@@ -60,6 +60,11 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
     @property
+    def name(self) -> str:
+        """As the settings have it."""
+        return f"{CUSTOM_PREFIX}{self.deserializer}" if self.kind is Kind.CUSTOM else self.kind.value
+
+    @property
     def is_prepared(self) -> bool:
         """Whether the worker has a part in it."""
         return self.kind in PREPARED

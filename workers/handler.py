@@ -1,6 +1,7 @@
 """The handler process: runs the user's function over the records of the partitions bound to it."""
 
 import asyncio
+import faulthandler
 import gc
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import CommitStrategy, Settings
 from kafkasrcd.workers import concurrent_runner, event_log, sync_runner
 from kafkasrcd.workers.commits import Commits, refuse_message_commits
-from kafkasrcd.workers.control import ControlChannel, HandlerReady, HandlerRefused, Setup
+from kafkasrcd.workers.control import STACKS_SIGNAL, ControlChannel, HandlerReady, HandlerRefused, Setup
+from kafkasrcd.workers.dead_letter_sink import DeadLetterSink
 from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.handler_target import load_targets
@@ -45,6 +47,8 @@ def main(channel: ControlChannel) -> int:
     gc.collect()
     gc.freeze()
     bindings = HandlerBindings(settings, targets, channel, descriptors[0])
+    stacks = descriptors[1]
+    faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     bindings.commits = commits_of(settings, bindings, setup.store_url)
     if bindings.has_async or settings.handler.threads > 1:
         asyncio.run(concurrent_runner.run(bindings, settings))
@@ -56,11 +60,12 @@ def main(channel: ControlChannel) -> int:
 def commits_of(settings: Settings, bindings: HandlerBindings, store_url: str) -> Commits:
     """What ``commit_strategy`` does in this process."""
     strategy = settings.commit_strategy
+    keep_letter = DeadLetterSink(settings, store_url).keep
     if strategy is CommitStrategy.MANUAL:
-        return ManualCommits(bindings.bell)
+        return ManualCommits(keep_letter, bindings.bell)
     refuse_message_commits(strategy)
     if strategy is not CommitStrategy.ON_CHECKPOINT:
-        return Commits()
+        return Commits(keep_letter)
     # Here, so that handlers of the other strategies do not load SQLAlchemy (0.2 s, 20 MB).
     idle_seconds = session_timeout_ms(settings) / 1000
     where = (store_url, settings.group_id, settings.store.busy_timeout_ms, idle_seconds)
@@ -69,7 +74,7 @@ def commits_of(settings: Settings, bindings: HandlerBindings, store_url: str) ->
     if bindings.has_async:
         from kafkasrcd.storage.async_transaction import AsyncEffectsTransaction
 
-        return AsyncCheckpoints(settings, bindings, AsyncEffectsTransaction(*where))
+        return AsyncCheckpoints(settings, bindings, AsyncEffectsTransaction(*where), keep_letter)
     from kafkasrcd.storage.transaction import EffectsTransaction
 
-    return PlainCheckpoints(settings, bindings, EffectsTransaction(*where))
+    return PlainCheckpoints(settings, bindings, EffectsTransaction(*where), keep_letter)

@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from kafkasrcd.errors import RingCorrupted
+from kafkasrcd.errors import KafkasrcdError, RingCorrupted
 from kafkasrcd.settings import Settings
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.batch import Batch
 from kafkasrcd.workers.commits import Commits
-from kafkasrcd.workers.control import Bind, ControlChannel, Exit, RecordFailed, RingBroken, Unbind
+from kafkasrcd.workers.control import Bind, ControlChannel, Exit, LetterRefused, RecordFailed, RingBroken, Unbind
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.formats import Formats
@@ -27,7 +28,7 @@ class HandlerBindings:
         self.channel = channel
         self.bell = bell
         """Rung by the workers of every bound partition; owned by the caller."""
-        self.commits = Commits()
+        self.commits: Commits
         """As the commit strategy has it; set before anything is bound."""
         self.on_rewound: Callable[[], None] | None = None
         self._settings = settings
@@ -90,7 +91,12 @@ class HandlerBindings:
             return
         self._cursors[bind.binding] = cursor
         handler = self._settings.handler
-        self._batches[bind.binding] = Batch(cursor, handler.batch_max_messages, handler.batch_max_wait_ms)
+        self._batches[bind.binding] = Batch(
+            cursor,
+            handler.batch_max_messages,
+            handler.batch_max_wait_ms,
+            undone_together=self.commits.one_at_a_time,
+        )
 
     def _unbind(self, binding: int) -> None:
         cursor = self._cursors.pop(binding, None)
@@ -116,6 +122,26 @@ class HandlerBindings:
         if cursor.failed is not None and not cursor.reported:
             cursor.reported = True
             self.channel.send(RecordFailed(binding=cursor.binding, offset=cursor.failed_offset, error=cursor.failed))
+
+    def letter_refused(self, cursor: PartitionCursor, letter: DeadLetter, error: KafkasrcdError) -> int:
+        """Tell the supervisor that the slot waits for a dead letter's target: ns until it is tried again."""
+        self._log.repeated(
+            "dead_letter_refused",
+            f"{letter.topic}[{letter.partition}]@{letter.offset} cannot be dead-lettered, and its partition waits: "
+            f"{error}",
+            same=(cursor.binding,),
+            offset=letter.offset,
+            **cursor.coordinates,
+        )
+        self.channel.send(LetterRefused(binding=cursor.binding, offset=letter.offset, reason=str(error)))
+        return cursor.letter_refused()
+
+    def letter_buried(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
+        """The letter is kept: go on behind its record."""
+        if cursor.letter_refusals:
+            cursor.letter_refusals = 0
+            self.channel.send(LetterRefused(binding=cursor.binding, offset=letter.offset, reason=""))
+        cursor.buried(letter)
 
     def report_broken(self, cursor: PartitionCursor, error: RingCorrupted) -> None:
         """Tell the supervisor that the ring has to be replaced, and read it no more."""

@@ -133,6 +133,28 @@ def worker_config(settings: Settings) -> KafkaConfig:
     return config | {name: value for name, value in _allowed(settings).items() if name not in _MEMBER_ONLY}
 
 
+def producer_config(settings: Settings, delivery_seconds: float) -> KafkaConfig:
+    """The configuration of a producer that reports each record delivered, or not within ``delivery_seconds``.
+
+    Raises ConfigurationError where ``extra_config`` holds a protected key.
+    """
+    config: KafkaConfig = {
+        "bootstrap.servers": settings.brokers,
+        "client.id": f"kafkasrcd-{settings.group_id}",
+        "log.connection.close": False,
+        # What the topic allows counts, and not what librdkafka guesses.
+        "message.max.bytes": 100_000_000,
+    }
+    # A consumer's settings are nothing to a producer.
+    config |= {name: value for name, value in _allowed(settings).items() if name not in _MEMBER_ONLY}
+    return config | {
+        "acks": "all",
+        "enable.idempotence": True,
+        "delivery.timeout.ms": round(delivery_seconds * 1_000),
+        "linger.ms": 0,
+    }
+
+
 def session_timeout_ms(settings: Settings) -> int:
     """How long the broker waits for a heartbeat; with KIP-848 the broker's default, since a client cannot see it."""
     if settings.supervisor.group_protocol is GroupProtocol.CONSUMER:

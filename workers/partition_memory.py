@@ -17,7 +17,9 @@ from typing import Final
 from kafkasrcd.settings import CommitStrategy
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.ring import (
+    CALLED_AT,
     COMMITTABLE,
+    FAILURES,
     HEAD,
     IN_FLIGHT,
     IN_HANDS,
@@ -93,6 +95,16 @@ class SlotMemory:
         return None if offset < processed else offset
 
     @property
+    def oldest_call(self) -> int | None:
+        """A number that stays while the oldest call of the handler goes on; None where there is none."""
+        offset = self.in_flight
+        if offset is None:
+            return None
+        # Where many are in its hands, the oldest record that is not done may be one that waits to be tried again.
+        # Where one is, a further attempt is another call.
+        return self.cells[CALLED_AT] or offset + self.cells[FAILURES]
+
+    @property
     def is_quiet(self) -> bool:
         """Whether nothing is in the handler's hands or in its open transaction."""
         return self.in_flight is None and not self.cells[UNSAVED]
@@ -107,6 +119,7 @@ class SlotMemory:
         successor; else a drain would wait for a record that nobody holds."""
         self.cells[IN_FLIGHT] = self.cells[PROCESSED] - 1
         self.cells[IN_HANDS] = 0
+        self.cells[CALLED_AT] = 0
         self.cells[UNSAVED] = 0
 
 

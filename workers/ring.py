@@ -48,6 +48,9 @@ STARTED: Final = 14 * LINE
 """Next offset after the highest that was ever in the handler's hands; written where many are at once."""
 IN_HANDS: Final = 15 * LINE
 """How many records (or batches) are in the handler's hands; written where many are at once."""
+DEAD_LETTERED: Final = 16 * LINE
+CALLED_AT: Final = 17 * LINE
+"""Boot time (ns) at which the oldest call that goes on began; written where many are at once, 0 where there is none."""
 
 RING_MAGIC: Final = 0x6B61666B_73726301
 

@@ -5,15 +5,16 @@ from itertools import islice, repeat
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Any, Final
 
-from kafkasrcd.errors import RingCorrupted
+from kafkasrcd.errors import KafkasrcdError, RingCorrupted
 from kafkasrcd.message import Message
+from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
 from kafkasrcd.workers.handler_target import refuse_awaitable
 from kafkasrcd.workers.partition_memory import LEASE
-from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, PROCESSED
+from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, PROCESSED, STARTED
 
 _TURN_NS: Final = 10_000_000
 """A partition's turn while others wait: a thousand no-op records, or one slow one."""
@@ -49,6 +50,8 @@ def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
             return waiting_ns / 1e6
         cursor.retry_at_ns = 0
     try:
+        if cursor.letter is not None:
+            return _bury(bindings, cursor, cursor.letter)
         return _one_batch(bindings, cursor) if cursor.target.is_batch else _single_records(cursor)
     except RingCorrupted as error:
         bindings.report_broken(cursor, error)
@@ -90,7 +93,7 @@ def _single_records(cursor: PartitionCursor) -> float:
         try:
             payload = None if value is None else decode(value)
         except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
-            cursor.undecodable(offset, value, error)
+            cursor.letter = cursor.undecodable(columns, index, error)
             given_up = cursor.failed is None
             break
         try:
@@ -105,8 +108,11 @@ def _single_records(cursor: PartitionCursor) -> float:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
             backoff_ns = cursor.raised([offset], error)
-            cursor.retry_at_ns = 0 if backoff_ns is None else boottime_ns() + backoff_ns
-            given_up = backoff_ns is None and cursor.failed is None
+            if backoff_ns is not None:
+                cursor.retry_at_ns = boottime_ns() + backoff_ns
+            else:
+                cursor.letter = cursor.give_up(columns, index, error)
+                given_up = cursor.failed is None
             break
         cells[PROCESSED] = offset + 1
         index += 1
@@ -117,17 +123,41 @@ def _single_records(cursor: PartitionCursor) -> float:
     return wait_ms
 
 
-def _one_batch(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
-    batch = bindings.batch(cursor)
-    due_ns = batch.gather()
-    if due_ns:
-        return IDLE_MS if due_ns < 0 else due_ns / 1e6
-    cursor.cells[IN_FLIGHT] = batch.messages[0].offset
+def _bury(bindings: HandlerBindings, cursor: PartitionCursor, letter: DeadLetter) -> float:
+    """Keep the dead letter of the record that was given up; nothing after it is handled before."""
+    cursor.cells[IN_FLIGHT] = letter.offset
     if not cursor.memory.leased:
         cursor.put_back()
         return LEASE_WAIT_MS
     try:
-        refuse_awaitable(cursor.call(batch.messages))
+        bindings.commits.bury(cursor, letter)
+    except HeldUp:
+        cursor.put_back()
+        raise
+    except KafkasrcdError as error:
+        cursor.put_back()
+        cursor.retry_at_ns = boottime_ns() + bindings.letter_refused(cursor, letter, error)
+    else:
+        bindings.letter_buried(cursor, letter)
+        cursor.put_back()
+    return 0
+
+
+def _one_batch(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
+    batch = bindings.batch(cursor)
+    due_ns = batch.gather()
+    if cursor.letter is not None:
+        return 0
+    if due_ns:
+        return IDLE_MS if due_ns < 0 else due_ns / 1e6
+    messages = batch.messages
+    cursor.cells[STARTED] = max(cursor.cells[STARTED], messages[-1].offset + 1)
+    cursor.cells[IN_FLIGHT] = messages[0].offset
+    if not cursor.memory.leased:
+        cursor.put_back()
+        return LEASE_WAIT_MS
+    try:
+        refuse_awaitable(cursor.call(messages))
     except HeldUp:
         raise
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything

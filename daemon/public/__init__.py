@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kafkasrcd.errors import (
         AssignmentLost,
         ConfigurationError,
+        DeadLetterRefused,
         DeserializationError,
         GroupError,
         HandlerError,
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
         WorkerHungError,
     )
     from kafkasrcd.message import Headers, Message
+    from kafkasrcd.outcomes import BatchFailed, Reject, RetryLater
     from kafkasrcd.settings import CommitStrategy
 
 __all__ = [
     "AssignmentLost",
+    "BatchFailed",
     "CommitStrategy",
     "ConfigurationError",
+    "DeadLetterRefused",
     "DeserializationError",
     "Deserializer",
     "GroupError",
@@ -46,7 +50,9 @@ __all__ = [
     "NotRunning",
     "OffsetWentBackwards",
     "RecordTooLarge",
+    "Reject",
     "RestartLimitExceeded",
+    "RetryLater",
     "RingCorrupted",
     "RingError",
     "StaleAssignment",
@@ -57,7 +63,15 @@ __all__ = [
     "WorkerHungError",
 ]
 
-_HOMES = {"CommitStrategy": "settings", "Deserializer": "deserializer", "Headers": "message", "Message": "message"}
+_HOMES = {
+    "BatchFailed": "outcomes",
+    "CommitStrategy": "settings",
+    "Deserializer": "deserializer",
+    "Headers": "message",
+    "Message": "message",
+    "Reject": "outcomes",
+    "RetryLater": "outcomes",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -82,5 +82,9 @@ class AssignmentLost(GroupError):
     """The group gave the partition to another member."""
 
 
+class DeadLetterRefused(KafkasrcdError):
+    """A dead letter could not be kept. Its record is not passed over: the partition waits, and it is tried again."""
+
+
 class HandlerError(KafkasrcdError):
     """The user's handler raised; ``__cause__`` is what it raised."""

@@ -87,7 +87,12 @@ class Message(msgspec.Struct, Generic[T], frozen=True):
     @property
     def headers(self) -> Headers:
         """The record's headers; decoded when asked for, since most handlers never look."""
-        return NO_HEADERS if self.encoded_headers is None else Headers(_decode_headers(self.encoded_headers))
+        return NO_HEADERS if self.encoded_headers is None else decode_headers(self.encoded_headers)
+
+
+def decode_headers(encoded: bytes) -> Headers:
+    """What ``encode_headers`` made."""
+    return Headers(_decode_headers(encoded))
 
 
 _commit: "Callable[[Message[Any]], None] | None" = None

@@ -13,6 +13,7 @@ NotNegative = Annotated[int, Meta(ge=0, le=1_000_000)]
 PositiveMilliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 NotNegativeMilliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
+NotNegativeSeconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class CommitStrategy(StrEnum):
@@ -35,6 +36,7 @@ class AutoOffsetReset(StrEnum):
 class OnFailure(StrEnum):
     """What happens to a record that still fails after its last attempt."""
 
+    DEAD_LETTER = "dead_letter"
     STOP = "stop"
     SKIP = "skip"
 
@@ -101,10 +103,22 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """For a handler of ``list[Message[T]]``: the most it is given at once."""
     batch_max_wait_ms: NotNegativeMilliseconds = 100
     """For a handler of ``list[Message[T]]``: how long a batch waits to fill."""
-    on_failure: OnFailure = OnFailure.STOP
-    """After the last attempt: ``stop`` the partition, visibly, or ``skip`` the record, counted."""
+    on_failure: OnFailure | None = None
+    """After the last attempt: ``dead_letter`` keeps the record whole and goes on, ``stop`` stops the partition,
+    visibly, ``skip`` skips the record, counted. Unset is ``dead_letter``, or ``stop`` where a ``memory://`` store keeps
+    none."""
+    dead_letter_store: bool = True
+    """Whether dead letters go to the offset store's database."""
+    dead_letter_topic: str = ""
+    """A topic that dead letters go to as well, or instead; ``{topic}`` stands for the record's, as in
+    ``{topic}.DLQ``."""
+    non_retryable: list[str] = field(default_factory=list[str])
+    """Exceptions, as ``ValueError`` or ``package.module.Error``, after which no further attempt is made."""
     crash_attempts: Positive = 3
-    """How often one record may end its handler process before its partition is failed."""
+    """How often one record may end its handler process before it has failed for good."""
+    timeout_seconds: NotNegativeSeconds = 300
+    """How long one call of the handler may take before its process is killed, as if the record had ended it; 0 is for
+    ever."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,0 +1,1 @@
+../../../daemon/public/outcomes.py

@@ -1,0 +1,1 @@
+../../../daemon/public/version.py

@@ -1,0 +1,50 @@
+"""Where a handler process keeps dead letters: the offset store's database, a topic, or both."""
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from kafkasrcd.errors import ConfigurationError, DeadLetterRefused
+from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.dead_letters import DeadLetter
+from kafkasrcd.storage.opening import open_dead_letters
+from kafkasrcd.workers.dead_letter_topic import DeadLetterTopic
+
+if TYPE_CHECKING:
+    from kafkasrcd.storage.dead_letter_store import DeadLetterStore
+
+
+class DeadLetterSink:
+    """Nothing is opened before the first letter: most processes never have one."""
+
+    def __init__(self, settings: Settings, store_url: str) -> None:
+        self._settings = settings
+        self._store_url = store_url
+        # With on_checkpoint the database's part goes into the handler's transaction.
+        in_transaction = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
+        self._to_store = settings.handler.dead_letter_store and not in_transaction
+        self._store: DeadLetterStore | None = None
+        self._topic: DeadLetterTopic | None = None
+        self._one_at_a_time = Lock()
+
+    def keep(self, letter: DeadLetter) -> None:
+        """Returns once every place has it; blocks up to their timeouts.
+
+        Raises StoreUnavailable or DeadLetterRefused where one does not take it now. The topic first: one that the store
+        then refuses is there twice, once it is kept, and not once in the store and never in the topic.
+        """
+        with self._one_at_a_time:
+            if self._settings.handler.dead_letter_topic:
+                if self._topic is None:
+                    self._topic = DeadLetterTopic(self._settings)
+                self._topic.produce(letter)
+            if self._to_store:
+                self._opened().bury(letter)
+
+    def _opened(self) -> "DeadLetterStore":
+        if self._store is None:
+            settings = self._settings
+            try:
+                self._store = open_dead_letters(self._store_url, settings.group_id, settings.store.busy_timeout_ms)
+            except ConfigurationError as error:  # it was right when the daemon started
+                raise DeadLetterRefused(str(error)) from error
+        return self._store

@@ -1,0 +1,34 @@
+"""What the configuration says about a record whose handler raised."""
+
+from kafkasrcd.outcomes import Reject
+from kafkasrcd.settings import OnFailure, Settings
+
+
+def failure_policy(settings: Settings) -> OnFailure:
+    """``handler.on_failure``, or what it is where that is unset."""
+    handler = settings.handler
+    if handler.on_failure is not None:
+        return handler.on_failure
+    keeps_none = settings.store.url == "memory://" or not handler.dead_letter_store
+    return OnFailure.STOP if keeps_none and not handler.dead_letter_topic else OnFailure.DEAD_LETTER
+
+
+class NeverAgain:
+    """Which exceptions are not worth another attempt: ``Reject``, and those of ``handler.non_retryable``."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = frozenset(names)
+
+    def __call__(self, error: BaseException) -> bool:
+        """By the names of its class and of those it comes from, with or without their module."""
+        if isinstance(error, Reject):
+            return True
+        if not self._names:
+            return False
+        kinds = type(error).__mro__
+        return any(kind.__name__ in self._names or class_name(kind) in self._names for kind in kinds)
+
+
+def class_name(kind: type) -> str:
+    """``ValueError``, ``package.module.Error``: as a person would import it."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
