@@ -188,15 +188,9 @@ def _dead_letters(settings: Settings) -> Iterator[Problem]:
         elif any(subscribes(each, topic, settings.supervisor.group_protocol) for each in settings.topics):
             text = f"{shown(topic)} is among topics: dead letters would be consumed, and fail, again"
             yield Problem("handler.dead_letter_topic", text, ("topics",))
-    if handler.on_failure is OnFailure.DEAD_LETTER and not topic:
-        if not handler.dead_letter_store:
-            text = "'dead_letter' has nowhere to keep them: set dead_letter_store, or name a dead_letter_topic"
-            yield Problem("handler.on_failure", text, ("handler.dead_letter_store", "handler.dead_letter_topic"))
-        elif settings.store.url == "memory://":
-            text = (
-                "'dead_letter' has nowhere to keep them: memory:// keeps nothing; name a dead_letter_topic, or a store"
-            )
-            yield Problem("handler.on_failure", text, ("store.url", "handler.dead_letter_topic"))
+    if handler.on_failure is OnFailure.DEAD_LETTER and not topic and not handler.dead_letter_store:
+        text = "'dead_letter' has no place for them: leave dead_letter_store true, or name a dead_letter_topic"
+        yield Problem("handler.on_failure", text, ("handler.dead_letter_store", "handler.dead_letter_topic"))
 
 
 def _strategy(settings: Settings) -> Iterator[Problem]:

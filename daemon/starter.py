@@ -49,8 +49,8 @@ target = "handlers:handle"
 # on, "stop" stops the partition until someone looks, "skip" skips the record and counts it.
 # on_failure = "dead_letter"
 
-# A topic for dead letters, besides the store.
-# dead_letter_topic = "{topic}.DLQ"
+# A topic for dead letters, besides the store, such as "{topic}.DLQ".
+# dead_letter_topic = ""
 
 # One call may take so long; then its process is killed, and its record counted as the cause.
 # timeout_seconds = 300.0

@@ -37,6 +37,7 @@ from kafkasrcd.storage.opening import open_store
 from kafkasrcd.version import installed_version
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.failure_policy import failure_policy
 from kafkasrcd.workers.kafka_settings import session_timeout_ms
 from kafkasrcd.workers.preparing import modules_of
 from kafkasrcd.workers.spread import layout_of
@@ -113,6 +114,12 @@ class Supervisor:
                 "commit_strategy auto commits what is handed off: a crash of this daemon or host loses up to "
                 f"{self._settings.supervisor.ring_bytes >> 10} KiB of records in each partition's ring, unhandled; "
                 "periodic loses none",
+            )
+        if failure_policy(self._settings) is not self._settings.handler.on_failure:
+            self._log.warning(
+                "no_place_for_dead_letters",
+                "a record that keeps failing stops its partition: memory:// keeps no dead letters, and no "
+                "handler.dead_letter_topic is named",
             )
         membership: Membership | None = None
         try:

@@ -690,7 +690,7 @@ def test_one_bad_record_of_many_costs_the_others_nothing(make_rig: MakeRig) -> N
         rig.wait_processed(partition, 30)
         halves = [[0, 1, 2, 3, 4], [0, 1], [2, 3, 4], [2], [3, 4], [3], [4], [4], [5, 6, 7, 8, 9]]
         assert rig.calls == [[*range(10)], [*range(10)], *halves, [*range(10, 20)], [*range(20, 30)]]
-        assert partition.counts == (29, 4, 1)
+        assert partition.counts == (29, 7, 1)
 
 
 # ---- the lease -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from kafkasrcd.outcomes import BatchFailed
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.frame import Columns
-from kafkasrcd.workers.ring import IN_FLIGHT, PROCESSED
+from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, PROCESSED
 
 _Place = tuple[Columns, int]
 """Where a record was read: its frame, and which of it."""
@@ -21,7 +21,7 @@ class _Part(NamedTuple):
 
     messages: list[Message[Any]]
     places: list[_Place]
-    through: int
+    through: int = 0
 
 
 class Batch:
@@ -162,25 +162,34 @@ class Batch:
         self._next()
 
     def _some_failed(self, error: BatchFailed) -> bool:
-        """The handler says which: they are tried alone, in order. False where it names none of this batch."""
+        """The handler says which: they are tried alone, in order. False where it names none of this batch.
+
+        Where the others are undone as well, they go again in their place among them: what is committed is everything
+        before an offset, and nothing behind it may be.
+        """
         named = {message.offset for message in error.failed}
-        records = list(zip(self.messages, self._places, strict=True))
-        failed = [(message, place) for message, place in records if message.offset in named]
+        cursor, offsets = self._cursor, self.offsets
+        failed = [offset for offset in offsets if offset in named]
         if not failed:
             return False
-        cursor, end = self._cursor, self._end
-        good = [(message, place) for message, place in records if message.offset not in named]
-        first = failed[0][0].offset
-        cursor.raised([message.offset for message, _ in failed], error, 0)
-        cursor.forget_attempts(first)
+        cursor.raised(failed, error, 0)
+        cursor.forget_attempts(failed[0])
         cursor.put_back()
-        ends = [*(message.offset for message, _ in failed[1:]), end]
-        parts = [_Part([message], [place], through) for (message, place), through in zip(failed, ends, strict=True)]
-        if good and self._undone_together:
-            parts.insert(0, _Part([message for message, _ in good], [place for _, place in good], first))
-        elif good:
-            cursor.succeeded(first - 1, len(good))
-        self._parts.extendleft(reversed(parts))
+        starts = [0, *(at for at, offset in enumerate(offsets) if at and {offset, offsets[at - 1]} & named)]
+        ends = [*starts[1:], len(offsets)]
+        parts = [
+            _Part(self.messages[start:end], self._places[start:end])
+            for start, end in zip(starts, ends, strict=True)
+            if self._undone_together or offsets[start] in named
+        ]
+        throughs = [*(part.messages[0].offset for part in parts[1:]), self._end]
+        self._parts.extendleft(
+            reversed([part._replace(through=through) for part, through in zip(parts, throughs, strict=True)])
+        )
+        if not self._undone_together and failed[0] > offsets[0]:
+            cursor.succeeded(failed[0] - 1, 0)
+        if not self._undone_together:
+            cursor.cells[HANDLED] += len(offsets) - len(failed)
         self._next()
         return True
 

@@ -2,15 +2,14 @@
 
 from kafkasrcd.outcomes import Reject
 from kafkasrcd.settings import OnFailure, Settings
+from kafkasrcd.storage.opening import MEMORY_URL
 
 
 def failure_policy(settings: Settings) -> OnFailure:
-    """``handler.on_failure``, or what it is where that is unset."""
+    """``handler.on_failure``, but that nothing is dead-lettered where there is no place for it."""
     handler = settings.handler
-    if handler.on_failure is not None:
-        return handler.on_failure
-    keeps_none = settings.store.url == "memory://" or not handler.dead_letter_store
-    return OnFailure.STOP if keeps_none and not handler.dead_letter_topic else OnFailure.DEAD_LETTER
+    has_place = handler.dead_letter_topic or (handler.dead_letter_store and settings.store.url != MEMORY_URL)
+    return OnFailure.STOP if handler.on_failure is OnFailure.DEAD_LETTER and not has_place else handler.on_failure
 
 
 class NeverAgain:

@@ -24,8 +24,9 @@ class BatchFailed(Exception):
     """Of a batch, only ``failed`` did: the others are done, and are not given to the handler again.
 
     Each of ``failed`` is tried again alone, so one that succeeds then has been handled after those behind it. With
-    ``on_checkpoint`` the whole call is rolled back, so the others are given to the handler once more, without
-    ``failed``. ``__cause__`` (``raise BatchFailed(…) from error``) is what the log and a dead letter show.
+    ``on_checkpoint`` the whole call is rolled back, so all are given to the handler once more, in their order: the
+    failed ones alone, and those between them together. ``__cause__`` (``raise BatchFailed(…) from error``) is what the
+    log and a dead letter show.
     """
 
     def __init__(self, failed: Sequence[Message[Any]], reason: str = "") -> None:

@@ -103,10 +103,10 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """For a handler of ``list[Message[T]]``: the most it is given at once."""
     batch_max_wait_ms: NotNegativeMilliseconds = 100
     """For a handler of ``list[Message[T]]``: how long a batch waits to fill."""
-    on_failure: OnFailure | None = None
-    """After the last attempt: ``dead_letter`` keeps the record whole and goes on, ``stop`` stops the partition,
-    visibly, ``skip`` skips the record, counted. Unset is ``dead_letter``, or ``stop`` where a ``memory://`` store keeps
-    none."""
+    on_failure: OnFailure = OnFailure.DEAD_LETTER
+    """After the last attempt: ``dead_letter`` keeps the record whole and goes on (with a ``memory://`` store and no
+    topic for it there is no place, and the partition stops), ``stop`` stops the partition, visibly, ``skip`` skips the
+    record, counted."""
     dead_letter_store: bool = True
     """Whether dead letters go to the offset store's database."""
     dead_letter_topic: str = ""
