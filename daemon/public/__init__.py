@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kafkasrcd.errors import (
         AssignmentLost,
+        BrokerUnavailable,
         ConfigurationError,
         DeadLetterRefused,
         DeserializationError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AssignmentLost",
     "BatchFailed",
+    "BrokerUnavailable",
     "CommitStrategy",
     "ConfigurationError",
     "DeadLetterRefused",
