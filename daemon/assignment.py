@@ -7,6 +7,7 @@ assignment, or of an earlier offset, can reach a handler through them.
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +28,7 @@ from kafkasrcd.workers.control import (
     StartWorker,
     WorkerFault,
     WorkerReady,
+    WorkerWaits,
 )
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
@@ -41,7 +43,14 @@ _MEND_AND_RESTART: Final = "mend it, then restart kafkasrcd (systemctl restart, 
 class Assignment:
     """The partitions, and what happens to them. ``on_*`` are the membership's events."""
 
-    def __init__(self, settings: Settings, fork_server: ForkServer, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        fork_server: ForkServer,
+        recorder: Recorder,
+        base_directory: Path = Path(),
+        schema_directory: Path | None = None,
+    ) -> None:
         self.partitions: dict[TopicPartition, Partition] = {}
         self.rebalances = 0
         self.handlers: HandlerPool
@@ -51,7 +60,13 @@ class Assignment:
         self.renew_leases: Callable[[], None] = _nothing
         """The lease keeper's."""
         self._settings = settings
-        self._setup = Setup(settings=msgspec.json.encode(settings), base_directory="", store_url="", slot=-1)
+        self._setup = Setup(
+            settings=msgspec.json.encode(settings),
+            base_directory=str(base_directory),
+            store_url="",
+            slot=-1,
+            schema_directory="" if schema_directory is None else str(schema_directory),
+        )
         self._fork_server = fork_server
         self._recorder = recorder
         self.recording = Recording(settings, recorder, self.partitions, self.on_fenced)
@@ -151,6 +166,8 @@ class Assignment:
                 start_offset=memory.position,
                 layout=self.handlers.layout,
                 layers=partition.reached().carried,
+                shape=self.handlers.shape(name.topic),
+                refused=tuple(partition.refused.items()),
             ),
             (memory.fd, partition.bell, *self.handlers.bells(partition)),
         )
@@ -164,12 +181,24 @@ class Assignment:
                 partition.enter(State.RUNNING)
         elif isinstance(message, OffsetOutOfRange):
             self._on_out_of_range(partition, message)
+        elif isinstance(message, WorkerWaits):
+            if partition.state in WORKING:
+                partition.problem = message.reason
         elif isinstance(message, WorkerFault):
             partition.fail(message.reason, _MEND_AND_RESTART)
 
     def _on_worker_exit(self, partition: Partition, child: ChildProcess, exit_code: int) -> None:
         if partition.worker is not child or partition.state not in WORKING or partition.moving:
             return
+        refused = partition.worker_ended(describe_exit(exit_code))
+        if refused is not None:
+            self._log.error(
+                "record_refused",
+                f"{partition.name}@{refused} is not prepared again: {partition.refused[refused]}",
+                topic=partition.name.topic,
+                partition=partition.name.partition,
+                offset=refused,
+            )
         delay = partition.backoff.next_delay()
         if delay is None:
             partition.fail(f"its worker keeps ending, last with {describe_exit(exit_code)}", _MEND_AND_RESTART)

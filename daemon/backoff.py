@@ -29,3 +29,7 @@ class RestartBackoff:
             return None
         self.total += 1
         return 0.0 if recent == 1 else min(_FIRST_SECONDS * 2 ** min(recent - 2, 30), _MOST_SECONDS)
+
+    def forget(self) -> None:
+        """What made it die is known and will not be met again: the next death is a first one."""
+        self._deaths.clear()

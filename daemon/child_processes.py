@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kafkasrcd.errors import WorkerBootError
 from kafkasrcd.workers.control import ControlChannel, ControlMessage, Exited, Spawn, Spawned
@@ -90,7 +90,9 @@ class ChildProcess:
 class ForkServer:
     """The fork server process, started again where it dies; its children die with it and are reported as killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        """``modules``: what its children need besides, imported once for all of them."""
+        self._modules = modules
         self._log = EventLog("fork_server")
         self._children: dict[int, ChildProcess] = {}
         self._numbers = 0
@@ -101,9 +103,10 @@ class ForkServer:
         """Start it; must be called from the main thread, whose end ends it (prctl(2), PR_SET_PDEATHSIG)."""
         self._channel, theirs = ControlChannel.pair()
         with theirs:
+            # -P: a module in the working directory must not stand in for one of the library.
+            command = [sys.executable, "-P", "-m", "kafkasrcd.workers.fork_server"]
             self._process = subprocess.Popen(
-                # -P: a module in the working directory must not stand in for one of the library.
-                [sys.executable, "-P", "-m", "kafkasrcd.workers.fork_server", str(theirs.fileno()), str(os.getpid())],
+                [*command, str(theirs.fileno()), str(os.getpid()), *self._modules],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone

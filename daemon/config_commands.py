@@ -98,23 +98,52 @@ def _findings(load_configuration: Callable[..., "Configuration"], timeout_second
 
     answer = check_broker(configuration.settings, timeout_seconds)
     yield from answer.findings
+    if configuration.settings.schema_registry.url:
+        yield _registry_finding(configuration)
     if targets is None:
         return
+    from kafkasrcd.workers.formats import Formats
+
+    formats = Formats(configuration.settings)
     for topic in answer.partitions:
         try:
-            targets.for_topic(topic)
+            targets.for_topic(topic).reading(formats.value(topic))
         except ConfigurationError as error:
             yield Finding(Outcome.BAD, str(error), exit_code=ExitCode.CONFIG)
+
+
+def _registry_finding(configuration: "Configuration") -> "Finding":
+    from kafkasrcd.daemon.finding import Finding, Outcome
+    from kafkasrcd.workers.schema_document import RegistryAway
+    from kafkasrcd.workers.schema_registry import SchemaRegistry
+
+    registry = SchemaRegistry(configuration.settings.schema_registry, configuration.base_directory)
+    try:
+        registry.check()
+    except RegistryAway as error:
+        return Finding(
+            Outcome.BAD,
+            f"no schema registry answers: {error}",
+            "start it, or check schema_registry; records of schemas that are not known yet would wait",
+            ExitCode.UNAVAILABLE,
+        )
+    return Finding(Outcome.GOOD, f"the schema registry at {registry.name} answers")
 
 
 def load_handlers(configuration: "Configuration") -> "HandlerTargets":
     """Import the handlers and check their signatures, as the handler processes will. Raises ConfigurationError."""
     from kafkasrcd.settings import CommitStrategy
+    from kafkasrcd.workers.formats import Formats
     from kafkasrcd.workers.handler_target import load_targets
 
     settings = configuration.settings
     in_transactions = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
-    return load_targets(settings.handler, configuration.base_directory, in_transactions=in_transactions)
+    return load_targets(
+        settings.handler,
+        configuration.base_directory,
+        in_transactions=in_transactions,
+        formats=Formats(settings),
+    )
 
 
 def _print(finding: "Finding") -> None:

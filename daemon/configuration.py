@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kafkasrcd.daemon import configuration_rules
+from kafkasrcd.daemon import configuration_rules, format_check
 from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.configuration_sources import (
     COMMAND_LINE,
@@ -127,6 +127,8 @@ def load(
         unusable = {name for problem in problems for name in (problem.setting, *problem.involves) if name}
         report = configuration_rules.check(settings)
         problems += [problem for problem in report.problems if not problem.depends_on(unusable)]
+        if not problems:
+            problems += format_check.check_files(settings, base_directory)
         warnings += report.warnings
         warnings += (f"environment {name}: there is no such setting; ignored" for name in ignored_variables(environ))
         warnings += _exposed_secrets(path, entries, values)
@@ -204,7 +206,7 @@ def _table_value(name: str, value: Any, given: str) -> str:
 
 def _is_secret_setting(name: str) -> bool:
     # Topic names are data: the one called "orders.key" hides nothing.
-    return not name.startswith("handler.topics.") and is_secret(name)
+    return not name.startswith(("handler.topics.", "formats.")) and is_secret(name)
 
 
 def _is_unicode(text: str) -> bool:
@@ -222,12 +224,22 @@ def _build(model: type[T], prefix: str, values: Mapping[str, Any]) -> T:
     for declared in msgspec.structs.fields(model):
         name = prefix + declared.name
         if name in TABLES:
-            arguments[declared.name] = {key.removeprefix(f"{name}."): values[key] for key in _keys_of(name, values)}
+            table = {key.removeprefix(f"{name}."): values[key] for key in _keys_of(name, values)}
+            arguments[declared.name] = _rows(table, declared.type) if FIELDS[name].rows else table
         elif name in values:
             arguments[declared.name] = values[name]
         elif name not in FIELDS:
             arguments[declared.name] = _build(declared.type, f"{name}.", values)
     return model(**arguments)
+
+
+def _rows(table: Mapping[str, Any], annotation: Any) -> dict[str, Any]:
+    """A table of tables: the last part of each name is a setting, what comes before it the user's own key."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in table.items():
+        row, _, key = name.rpartition(".")
+        rows.setdefault(row, {})[key] = value
+    return msgspec.convert(rows, annotation)  # type: ignore[no-any-return]
 
 
 def _keys_of(table: str, names: Iterable[str]) -> list[str]:

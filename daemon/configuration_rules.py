@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import msgspec
 
-from kafkasrcd.daemon import librdkafka_check
+from kafkasrcd.daemon import format_check, librdkafka_check
 from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
 from kafkasrcd.daemon.topic_patterns import is_pattern, pattern_error, subscribes
@@ -62,6 +62,7 @@ def check(settings: Settings) -> Report:
         *_protocol(settings),
         *_timeouts(settings),
         *_extra_config(settings),
+        *format_check.check_names(settings),
     ]
     expressions = [topic for topic in settings.topics if is_pattern(topic) and pattern_error(topic) is None]
     answer = librdkafka_check.check(settings, expressions, whole_clients=not problems)

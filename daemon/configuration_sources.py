@@ -18,6 +18,10 @@ COMMAND_LINE = "command line"
 # Variables with our prefix that are no settings: the command line's own, and what tests hand to processes they start.
 _RESERVED = re.compile(r"KAFKASRCD_(CONFIG|TEST_\w+)")
 
+# Tables whose keys are topics, and how they are written as text.
+_BY_TOPIC_EXAMPLES = {"handler.topics": "topic=module:function", "formats": "topic.value_format=avro"}
+_BY_TOPIC = tuple(f"{table}." for table in _BY_TOPIC_EXAMPLES)
+
 # Kubernetes sets these in every container of a namespace that has a service called kafkasrcd.
 _SERVICE_LINK = re.compile(r"KAFKASRCD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
@@ -80,7 +84,7 @@ def environment_entries(environ: Mapping[str, str]) -> Found:
             continue
         origin = f"environment {variable}"
         name = _setting_of(variable)
-        if owner_of(name) is None or name.startswith("handler.topics."):
+        if owner_of(name) is None or name.startswith(_BY_TOPIC):
             if (problem := _unknown_variable(variable, name)) is not None:
                 yield problem
         else:
@@ -165,26 +169,44 @@ def _leaves(table: Mapping[str, Any], prefix: str, origin: str) -> Found:
         if is_table(value) and value:
             yield from _leaves(value, f"{prefix}{key}.", origin)
         elif key:
-            yield Entry(prefix + key, value, origin, textual=False, expandable=True)
+            yield _unknown_in_row(prefix + key, origin) or Entry(
+                prefix + key, value, origin, textual=False, expandable=True
+            )
         else:
             yield Problem(prefix + '""', "a name must not be empty", origin=origin)
 
 
 def _textual(name: str, text: str, origin: str, *, expandable: bool) -> Found:
     if name not in TABLES:
-        yield Entry(name, text, origin, textual=True, expandable=expandable)
+        if (problem := _unknown_in_row(name, origin)) is not None:
+            yield problem
+        else:
+            yield Entry(name, text, origin, textual=True, expandable=expandable)
         return
     for pair in split_pairs(text):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             yield Problem(name, "expected name=value, or several separated by commas", origin=origin)
         else:
-            yield Entry(f"{name}.{key.strip()}", value.strip(), origin, textual=True, expandable=expandable)
+            yield from _textual(f"{name}.{key.strip()}", value.strip(), origin, expandable=expandable)
 
 
 def split_pairs(text: str) -> list[str]:
     """The ``name=value`` parts of a table written as text."""
     return [pair for pair in text.split(",") if pair.strip()]
+
+
+def _unknown_in_row(name: str, origin: str) -> Problem | None:
+    """What is wrong with a name in a table of tables, as in ``formats.orders.value_format``."""
+    field = owner_of(name)
+    rows = {} if field is None else field.rows
+    if field is None or not rows:
+        return None
+    row, _, key = name.removeprefix(f"{field.name}.").rpartition(".")
+    if key in rows and row:
+        return None
+    text = f"expected [{field.name}.<topic>] with {', '.join(rows)}{did_you_mean(key, rows)}"
+    return Problem(name, text, origin=origin)
 
 
 def _unknown(name: str, origin: str) -> Problem:
@@ -197,9 +219,10 @@ def _unknown(name: str, origin: str) -> Problem:
 
 def _unknown_variable(variable: str, name: str) -> Problem | None:
     origin = f"environment {variable}"
-    if name.startswith("handler.topics."):
-        text = "a topic's name has no place in a variable's; use KAFKASRCD_HANDLER__TOPICS='topic=module:function,…'"
-        return Problem("", text, involves=("handler.topics",), origin=origin)
+    for table, example in _BY_TOPIC_EXAMPLES.items():
+        if name.startswith(f"{table}."):
+            text = f"a topic's name has no place in a variable's; use {variable_of(table)}='{example},…'"
+            return Problem("", text, involves=(table,), origin=origin)
     if found := nearest(name, FIELDS):
         text = f"there is no such setting; did you mean '{variable_of(found)}'?"
         return Problem("", text, involves=(found,), origin=origin)

@@ -20,7 +20,7 @@ def as_toml(configuration: Configuration) -> str:
     for name, value in values.items():
         section, key = _place(name)
         if key:
-            sections[section].append(_line(key, value, configuration.origins[name]))
+            sections.setdefault(section, []).append(_line(key, value, configuration.origins[name]))
     blocks = [
         "\n".join([*([f"[{section}]"] if section else []), *lines]) for section, lines in sections.items() if lines
     ]
@@ -38,6 +38,9 @@ def _place(name: str) -> tuple[str, str]:
     """The section a setting stands in and its key there; a table without keys has none."""
     field = owner_of(name)
     assert field is not None, name
+    if field.rows and name != field.name:
+        row, _, key = name.removeprefix(f"{field.name}.").rpartition(".")
+        return f"{field.name}.{_text(row)}", key
     if field.is_table:
         return field.name, name[len(field.name) + 1 :]
     section, _, key = name.rpartition(".")

@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     NOT_RUNNING = 3
     """No daemon answers on the control socket. The code of LSB's ``status`` for a program that is not running."""
     UNAVAILABLE = 69
-    """EX_UNAVAILABLE: the broker or the offset store cannot be reached. Trying again later may help."""
+    """EX_UNAVAILABLE: broker, offset store or schema registry cannot be reached. Trying again later may help."""
     SOFTWARE = 70
     """EX_SOFTWARE: a process of the daemon would not start or kept dying, or kafkasrcd has a bug."""
     CONFIG = 78

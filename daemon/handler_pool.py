@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -32,6 +33,8 @@ from kafkasrcd.workers.control import (
 )
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.failure_policy import failure_policy
+from kafkasrcd.workers.formats import Shape
+from kafkasrcd.workers.topic_matcher import topic_matcher
 
 _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
@@ -107,6 +110,7 @@ class HandlerPool:
         self._on_failure = failure_policy(settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bindings = 0
+        self._shapes: list[tuple[Callable[[str], object], Shape]] = []
         self._stopping = False
         self._boot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         supervisor = settings.supervisor
@@ -154,6 +158,10 @@ class HandlerPool:
         """Have the handler processes look at it: its lease has ended, and what they have open of it is to be closed."""
         for bell in self.bells(partition):
             os.eventfd_write(bell, 1)
+
+    def shape(self, topic: str) -> Shape:
+        """What records of ``topic`` are to be prepared as."""
+        return next((shape for matches, shape in self._shapes if matches(topic)), Shape.PLAIN)
 
     def unbind(self, partition: Partition) -> None:
         """Take it back; nothing of it is in flight. A no-op where it is not bound."""
@@ -212,6 +220,7 @@ class HandlerPool:
         if isinstance(message, HandlerReady):
             slot.ready = True
             slot.problem = ""
+            self._shapes = [(topic_matcher(pattern or "^"), shape) for pattern, shape in message.shapes]
             for binding, bound in slot.bound.items():
                 self._send_bind(slot, binding, bound)
             if not self._boot.done() and all(other.ready for other in self.slots):

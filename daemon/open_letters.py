@@ -2,9 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.errors import StoreError
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.dead_letters import LetterCount
@@ -18,8 +18,8 @@ _REST: Final = 50
 class OpenLetters:
     """Belongs to the loop. Asks only where letters are kept in the store; one that does not answer changes nothing."""
 
-    def __init__(self, settings: Settings, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, settings: Settings, look_up: Callable[[], Awaitable[list[LetterCount]]]) -> None:
+        self._look_up = look_up
         self._kept = failure_policy(settings) is OnFailure.DEAD_LETTER and settings.handler.dead_letter_store
         self._due = 0.0
         self._asking: asyncio.Task[None] | None = None
@@ -39,7 +39,7 @@ class OpenLetters:
     async def _ask(self) -> None:
         asked = time.monotonic()
         try:
-            self.counts = await self._recorder.open_letters()
+            self.counts = await self._look_up()
         except StoreError:
             pass  # who records says so, and what to do
         now = time.monotonic()

@@ -22,6 +22,7 @@ from kafkasrcd.workers.partition_memory import (
     KEEPS_CELL,
     LOG_START,
     MESSAGES,
+    PREPARING,
     UNKNOWN,
     PartitionMemory,
 )
@@ -89,6 +90,10 @@ class Partition:
         self._least: list[int] = []
         """For each slot, the furthest that it was seen done: it may read lower, once a record comes behind offsets
         that held none."""
+        self.refused: dict[int, str] = {}
+        """Offsets of records that have ended workers while they were prepared, and what is said of each."""
+        self._preparing_offset = -1
+        self._preparing_deaths = 0
         self.quarantined: tuple[Quarantined, ...] = ()
         """Records that have ended their handler process too often."""
         self._crash_offset = -1
@@ -279,6 +284,21 @@ class Partition:
         self._crashes = self._crashes + 1 if offset == self._crash_offset else 1
         self._crash_offset = offset
         return self._crashes
+
+    def worker_ended(self, how: str) -> int | None:
+        """Count its end against the record that it was preparing; the offset of one that the next worker refuses."""
+        if self.memory is None or self.memory.cells[PREPARING] == UNKNOWN:
+            return None
+        offset, self.memory.cells[PREPARING] = self.memory.cells[PREPARING], UNKNOWN
+        self._preparing_deaths = self._preparing_deaths + 1 if offset == self._preparing_offset else 1
+        self._preparing_offset = offset
+        if self._preparing_deaths < self._settings.handler.crash_attempts:
+            return None
+        times = "once" if self._preparing_deaths == 1 else f"{self._preparing_deaths} times, last"
+        self.refused = {at: reason for at, reason in self.refused.items() if at >= self.memory.position}
+        self.refused[offset] = f"its deserializer ended the worker {times} with {how}"
+        self.backoff.forget()
+        return offset
 
     def drop_memory(self) -> None:
         """Nothing runs in it any more."""

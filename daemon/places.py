@@ -1,4 +1,4 @@
-"""Where the daemon keeps its files: the offset store and the control socket."""
+"""Where the daemon keeps its files: the offset store, the control socket, a registry's schemas."""
 
 import os
 import re
@@ -21,11 +21,7 @@ def store_url(settings: Settings, base_directory: Path, environ: Mapping[str, st
     """
     url = settings.store.url
     if not url:
-        state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
-        if not state:
-            home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-            state = str(Path(home) / "kafkasrcd")
-        return f"sqlite:///{Path(state) / 'offsets.db'}"
+        return f"sqlite:///{_state_directory(environ) / 'offsets.db'}"
     prefix = "sqlite:///"
     if url.startswith(prefix):
         return prefix + str(base_directory / url.removeprefix(prefix))
@@ -43,6 +39,18 @@ def existing_store_url(settings: Settings, base_directory: Path, environ: Mappin
     except PermissionError:
         there = True  # the database says who may
     return f"sqlite:///{_SERVICE_STORE}" if there else url
+
+
+def schema_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Beside the default store, since it is to outlive the daemon: a registry may be away when it starts again."""
+    return _state_directory(environ) / "schemas"
+
+
+def _state_directory(environ: Mapping[str, str]) -> Path:
+    state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if state:
+        return Path(state)
+    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kafkasrcd"
 
 
 def control_path(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> Path:

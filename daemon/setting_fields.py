@@ -27,6 +27,13 @@ class SettingField(msgspec.Struct, frozen=True):
         return isinstance(self.type, inspect.DictType)
 
     @property
+    def rows(self) -> "dict[str, SettingField]":
+        """For a table of tables, such as ``formats``: the settings that each of them may have, by their names."""
+        if isinstance(self.type, inspect.DictType) and isinstance(self.type.value_type, inspect.StructType):
+            return {field.name: field for field in _walk(self.type.value_type.cls, "")}
+        return {}
+
+    @property
     def is_list(self) -> bool:
         return isinstance(self.type, inspect.ListType)
 

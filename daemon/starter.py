@@ -28,6 +28,11 @@ topics = ["orders"]
 # Processed records are committed this often. After a crash, what was processed since the last commit comes again.
 # commit_interval_secs = 5.0
 
+# What values are written in: "json", "string", "bytes", "msgpack", "avro", "protobuf", "json_schema", or a class of
+# yours, as in "custom:module:Class". What differs for one topic goes into a section [formats.<topic>].
+# value_format = "json"
+# key_format = "bytes"
+
 # A handler that raises is called again with the same record this many times, after about 100 ms, then 200, and so on.
 # max_retries = 3
 # retry_backoff_ms = 100

@@ -69,7 +69,8 @@ def _dead_letters(status: Status) -> list[RenderableType]:
         lines.append(_notice(f"{letters} of {found.topic}: {found.error} (kafkasrcd dead-letters list)"))
     others = status.dead_letters[_MOST_LETTER_LINES:]
     if others:
-        lines.append(_notice(f"{sum(found.count for found in others):,} dead letters of other topics and errors"))
+        rest = f"{sum(found.count for found in others):,} dead letters"
+        lines.append(_notice(f"{rest} of other topics and errors (kafkasrcd dead-letters list)"))
     return lines
 
 

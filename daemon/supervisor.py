@@ -23,6 +23,7 @@ from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.notify import Notifier
 from kafkasrcd.daemon.one_host import check_one_host
 from kafkasrcd.daemon.open_letters import OpenLetters
+from kafkasrcd.daemon.places import schema_directory
 from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.daemon.status import Status
 from kafkasrcd.daemon.status_report import (
@@ -38,6 +39,7 @@ from kafkasrcd.version import installed_version
 from kafkasrcd.workers.deadline import Deadline
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.kafka_settings import session_timeout_ms
+from kafkasrcd.workers.preparing import modules_of
 from kafkasrcd.workers.spread import layout_of
 
 _TURN_SECONDS: Final = 0.1
@@ -82,15 +84,15 @@ class Supervisor:
         self._usage = ProcessUsage()
         self._log = EventLog("supervisor")
         self._notifier = Notifier(os.environ)
-        self._fork_server = ForkServer()
+        self._fork_server = ForkServer(modules_of(settings))
         processes = settings.handler.processes or len(os.sched_getaffinity(0))
         layout = layout_of(settings.handler.ordering, processes)
         self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)
-        self._assignment = Assignment(settings, self._fork_server, self._recorder)
+        self._assignment = Assignment(settings, self._fork_server, self._recorder, base_directory, schema_directory())
         self._handlers = self._assignment.handlers = HandlerPool(
             settings, layout, base_directory, self._fork_server, store_url, self._assignment
         )
-        self._letters = OpenLetters(settings, self._recorder)
+        self._letters = OpenLetters(settings, self._recorder.open_letters)
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
 

@@ -1,8 +1,8 @@
-"""Fixtures for all tests: a real Kafka, a real PostgreSQL, and a check that no process is left behind.
+"""Fixtures for all tests: a real Kafka, PostgreSQL and schema registry, and a check that no process is left behind.
 
-Tests that use `kafka` or `kafka_three` get the marker `kafka` by themselves, those that use `postgres` the marker
-`postgres`. Without Java or Maven, or without PostgreSQL, they are skipped, with one line at the end that says what to
-install; with CI=true in the environment they fail instead.
+Tests that use `kafka` or `kafka_three` get the marker `kafka` by themselves, those that use `postgres` or
+`schema_registry` the marker `postgres` or `registry`. Without Java or Maven, or without PostgreSQL, they are skipped,
+with one line at the end that says what to install; with CI=true in the environment they fail instead.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from tests.kafka_broker import TEST_MARK_VARIABLE, fetch_kafka, kafka_missing
 from tests.kafka_cluster import KafkaCluster
 from tests.maven import MavenFailed
 from tests.postgres import PostgresServer, postgres_missing
+from tests.registry_server import RegistryServer, fetch_registry, registry_missing
 from tests.waiting import wait_until
 
 # What a killed supervisor's children may take to be gone; the design promises as much.
@@ -46,6 +47,13 @@ def kafka_three() -> Generator[KafkaCluster]:
 def postgres() -> Generator[PostgresServer]:
     """A PostgreSQL for the whole session. A test that stops it starts it again."""
     with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def schema_registry() -> Generator[RegistryServer]:
+    """A schema registry for the whole session. A test that stops it starts it again, empty."""
+    with RegistryServer() as server:
         yield server
 
 
@@ -110,21 +118,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.kafka)
         if "postgres" in names:
             item.add_marker(pytest.mark.postgres)
+        if "schema_registry" in names:
+            item.add_marker(pytest.mark.registry)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Download Kafka before the first test, whose time limit is too short for it."""
-    wanted = any(item.get_closest_marker("kafka") for item in session.items)
-    if wanted and not session.config.option.collectonly and kafka_missing() is None:
-        # Where it fails, the fixture tries again and reports it.
-        with contextlib.suppress(MavenFailed):
-            fetch_kafka()
+    """Download Kafka and the registry before the first test, whose time limit is too short for it."""
+    for marker, missing, fetch in (
+        ("kafka", kafka_missing, fetch_kafka),
+        ("registry", registry_missing, fetch_registry),
+    ):
+        wanted = any(item.get_closest_marker(marker) for item in session.items)
+        if wanted and not session.config.option.collectonly and missing() is None:
+            # Where it fails, the fixture tries again and reports it.
+            with contextlib.suppress(MavenFailed):
+                fetch()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [
         reason
-        for marker, reason_of in (("kafka", kafka_missing), ("postgres", postgres_missing))
+        for marker, reason_of in (
+            ("kafka", kafka_missing),
+            ("postgres", postgres_missing),
+            ("registry", registry_missing),
+        )
         if item.get_closest_marker(marker) is not None and (reason := reason_of()) is not None
     ]
     if not missing:

@@ -75,6 +75,26 @@ def fetch_kafka() -> Path:
     return maven.fetch(CACHE_FOLDER, ARTIFACTS)
 
 
+def launch_server(command: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a server that ends with this process, however that ends, and is no test's own; its output is appended."""
+    guard = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+    environment = {name: value for name, value in os.environ.items() if name != TEST_MARK_VARIABLE}
+
+    def launch() -> subprocess.Popen[bytes]:
+        with log_path.open("ab") as log:
+            # Its own session: Ctrl-C in the terminal is for pytest, which then stops the servers in order.
+            return subprocess.Popen(
+                [*guard, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    return _launcher.submit(launch).result()
+
+
 class ReservedPort:
     """A free port on 127.0.0.1 that stays ours for as long as this object is open, also while no broker listens.
 
@@ -160,23 +180,7 @@ class KafkaBroker:
         """Start the process and return at once; see `KafkaCluster.wait_ready`. Raises KafkaFailed if it runs."""
         if self.is_running:
             raise KafkaFailed(f"broker {self.node_id} is running already")
-        command = self._java("kafka.Kafka", str(self._properties_path))
-        guard = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
-        environment = {name: value for name, value in os.environ.items() if name != TEST_MARK_VARIABLE}
-
-        def launch() -> subprocess.Popen[bytes]:
-            with self.log_path.open("ab") as log:
-                # Its own session: Ctrl-C in the terminal is for pytest, which then stops the brokers in order.
-                return subprocess.Popen(
-                    [*guard, *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,
-                )
-
-        self._process = _launcher.submit(launch).result()
+        self._process = launch_server(self._java("kafka.Kafka", str(self._properties_path)), self.log_path)
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end. Raises KafkaFailed where it does not come."""

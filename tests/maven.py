@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +102,23 @@ def fetch(folder_name: str, artifacts: Sequence[Artifact]) -> Path:
     goes beside it under a file lock and is renamed into place. Blocks for the download, or for another process's.
     Raises MavenFailed.
     """
+    return _filled(folder_name, lambda project: _copy_dependencies(project, artifacts))
+
+
+def fetch_archive(folder_name: str, artifact: Artifact) -> Path:
+    """As `fetch`: the cache folder with what is in this artifact, a tar, without what it depends on."""
+
+    def fill(project: Path) -> None:
+        coordinates = f"{artifact.group}:{artifact.name}:{artifact.version}:{artifact.type}:{artifact.classifier}"
+        _maven(project, "dependency:copy", f"-Dartifact={coordinates}", f"-DoutputDirectory={project / 'tar'}")
+        (archive,) = Path(project, "tar").iterdir()
+        with tarfile.open(archive) as tar:
+            tar.extractall(project / "lib", filter="data")
+
+    return _filled(folder_name, fill)
+
+
+def _filled(folder_name: str, fill: Callable[[Path], None]) -> Path:
     folder = cache_root() / folder_name
     if folder.is_dir():
         return folder
@@ -112,7 +130,7 @@ def fetch(folder_name: str, artifacts: Sequence[Artifact]) -> Path:
         for abandoned in folder.parent.glob(f"{prefix}*"):  # whoever wrote it died: we hold the lock
             shutil.rmtree(abandoned, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as partial:
-            _copy_dependencies(Path(partial), artifacts)
+            fill(Path(partial))
             os.rename(Path(partial, "lib"), folder)
     return folder
 
@@ -126,16 +144,20 @@ def _locked(path: Path) -> Generator[None]:
 
 def _copy_dependencies(project: Path, artifacts: Sequence[Artifact]) -> None:
     """Run Maven on a pom made for these artifacts; they arrive in `project`/lib."""
-    mvn = shutil.which("mvn")
-    if mvn is None:
-        raise MavenFailed(f"no mvn on the path. {HOW_TO_INSTALL}")
     dependencies = "\n".join(artifact.as_xml() for artifact in artifacts)
     Path(project, "pom.xml").write_text(
         '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>\n'
         "<groupId>kafkasrcd.tests</groupId><artifactId>servers</artifactId><version>1</version>\n"
         f"<dependencies>\n{dependencies}\n</dependencies></project>\n"
     )
-    command = [mvn, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={project / 'lib'}"]
+    _maven(project, "dependency:copy-dependencies", f"-DoutputDirectory={project / 'lib'}")
+
+
+def _maven(project: Path, *words: str) -> None:
+    mvn = shutil.which("mvn")
+    if mvn is None:
+        raise MavenFailed(f"no mvn on the path. {HOW_TO_INSTALL}")
+    command = [mvn, "-q", "-B", *words]
     try:
         result = subprocess.run(
             command,

@@ -124,6 +124,15 @@ def test_a_record_that_nobody_produced_is_found(ledger: Ledger) -> None:
     assert judge(ledger.produced, ledger.handlings, Ordering.PARTITION).foreign == [Coordinate(0, 11)]
 
 
+def test_a_payment_whose_place_nobody_knows_is_to_be_handled_all_the_same(ledger: Ledger) -> None:
+    payment = ledger.produced.pop(Coordinate(0, 11))
+    unplaced = {payment.number: payment}
+    assert not judge(ledger.produced, ledger.handlings, Ordering.PARTITION, unplaced).foreign
+    assert not judge(ledger.produced, ledger.handlings, Ordering.PARTITION, unplaced).lost
+    without = [*ledger.handlings[:11], *ledger.handlings[12:]]
+    assert judge(ledger.produced, without, Ordering.PARTITION, unplaced).lost == [payment]
+
+
 def test_a_record_with_anothers_content_is_found(ledger: Ledger) -> None:
     ledger.handlings[11] = ledger.handlings[11]._replace(payment=ledger.handlings[13].payment)
     assert len(judge(ledger.produced, ledger.handlings, Ordering.PARTITION).altered) == 1

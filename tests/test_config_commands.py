@@ -204,6 +204,7 @@ def test_show_says_what_is_in_effect_and_from_where(folder: Path) -> None:
 
 def test_what_show_prints_can_be_loaded_again(folder: Path) -> None:
     extra = '[extra_config]\nclient.rack = "a\\"b\\\\c\\u007f\\n"\nlog_level = 3\n[handler.topics]\n"^o.*" = "a:b"\n'
+    extra += '[formats."^o.*"]\nvalue_format = "string"\n[formats.orders]\nkey_format = "json"\n'
     (folder / "kafkasrcd.toml").write_text(LEAST.replace("handler.target", "[handler]\ntarget") + extra)
     shown = run("config", "show", cwd=folder).out
     (folder / "shown.toml").write_text(shown)

@@ -26,6 +26,7 @@ from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import (
     AutoOffsetReset,
     CommitStrategy,
+    FormatSettings,
     GroupProtocol,
     HandlerSettings,
     LogLevel,
@@ -168,6 +169,23 @@ def test_extra_config_needs_no_quotes(write: Write) -> None:
 def test_topics_with_dots_need_no_quotes(write: Write) -> None:
     text = 'topics = ["shop.orders"]\n[handler.topics]\nshop.orders = "shop:handle"\n'
     assert write(text).settings.handler.topics == {"shop.orders": "shop:handle"}
+
+
+def test_formats_by_topic_come_from_everywhere(write: Write) -> None:
+    configuration = write(
+        LEAST
+        + 'value_format = "string"\n[formats.orders]\nkey_format = "string"\n[formats."^o.*"]\nkey_format = "json"',
+        {"formats.orders.value_format": "bytes"},
+        {"KAFKASRCD_FORMATS": "orders.key_format=msgpack"},
+    )
+    assert configuration.settings.formats == {
+        "orders": FormatSettings(value_format="bytes", key_format="msgpack"),
+        "^o.*": FormatSettings(key_format="json"),
+    }
+    assert configuration.origins["formats.orders.key_format"] == "environment KAFKASRCD_FORMATS"
+    assert configuration.origins["formats.orders.value_format"] == "command line"
+    dotted = write(LEAST.replace("orders", "a.b") + "[formats.a.b]\nkey_format = 'json'")
+    assert dotted.settings.formats == {"a.b": FormatSettings(key_format="json")}
 
 
 @pytest.mark.parametrize(
@@ -506,6 +524,11 @@ def test_what_only_follows_from_another_problem_is_not_reported(write: Write) ->
         ("KAFKASRCD_EXTRA_CONFIG__", "x", "there is no such setting; did you mean 'KAFKASRCD_EXTRA_CONFIG'?"),
         ("KAFKASRCD_MAX_RETRIES", "many", "max_retries: expected a whole number from 0 to 1000000, got 'many'"),
         ("KAFKASRCD_MAX_RETRIES", "", "max_retries: expected a whole number from 0 to 1000000, got ''"),
+        (
+            "KAFKASRCD_FORMATS__ORDERS__VALUE_FORMAT",
+            "x",
+            "a topic's name has no place in a variable's; use KAFKASRCD_FORMATS='topic.value_format=avro,…'",
+        ),
         ("KAFKASRCD_EXTRA_CONFIG", "x", "extra_config: expected name=value, or several separated by commas"),
         (
             "KAFKASRCD_HANDLER__TOPICS__ORDERS",
@@ -591,10 +614,25 @@ def test_without_any_file_the_problem_says_where_one_was_looked_for() -> None:
         load(None, {}, {})
 
 
-keys = st.sampled_from([*FIELDS, "handler", "store", "supervisor", "extra_config.debug", "handler.topics.x", "", "x.y"])
+tables = ["extra_config.debug", "handler.topics.x", "formats.x.value_format", "formats.^(.key_schema", "formats.x"]
+keys = st.sampled_from([*FIELDS, *tables, "handler", "store", "supervisor", "schema_registry", "", "x.y"])
 scalars = st.one_of(
     st.text(max_size=20),
-    st.sampled_from(["${env:HOME}", "${", "$${", "^(", "sqlite:///x", "postgresql://", "a:b", "a.b:c", "[::1]:1"]),
+    st.sampled_from(
+        [
+            "avro",
+            "custom:a:b",
+            "${env:HOME}",
+            "${",
+            "$${",
+            "^(",
+            "sqlite:///x",
+            "postgresql://",
+            "a:b",
+            "a.b:c",
+            "[::1]:1",
+        ]
+    ),
     st.integers(),
     st.floats(),
     st.booleans(),

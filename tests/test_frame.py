@@ -54,6 +54,8 @@ def columns_of(draw: st.DrawFn) -> Columns:
         column(maybe(st.binary(max_size=12))) if draw(st.booleans()) else None,
         column(headers) if draw(st.booleans()) else None,
         draw(st.lists(errors, max_size=3)),
+        column(maybe(st.binary(max_size=40))) if draw(st.booleans()) else None,
+        column(maybe(st.binary(max_size=12))) if draw(st.booleans()) else None,
     )
 
 
@@ -74,6 +76,8 @@ def listed(columns: Columns) -> tuple[object, ...]:
         plain(columns.keys),
         plain(columns.headers),
         list(columns.errors),
+        plain(columns.raws),
+        plain(columns.raw_keys),
     )
 
 
@@ -86,7 +90,9 @@ def test_what_goes_in_comes_out(columns: Columns) -> None:
     assert frame.size == len(payload)
     assert frame.records == len(columns.offsets)
     assert frame.next_offset == columns.offsets[-1] + 1
-    keyed = [*columns.values, *(columns.keys or ())]
+    values = columns.values if columns.raws is None else columns.raws
+    keys = columns.keys if columns.raw_keys is None else columns.raw_keys
+    keyed = [*values, *(keys or ())]
     assert frame.record_bytes == sum(len(item) for item in keyed if item is not None)
 
 
@@ -95,8 +101,23 @@ def test_what_goes_in_comes_out(columns: Columns) -> None:
 def test_one_record_needs_no_more_than_the_overhead_says(
     value: bytes | None, key: bytes | None, headers: bytes | None
 ) -> None:
-    frame = encode_frame(Columns([2**62], [2**62], [value], [key], [headers]))
-    assert frame.size <= RECORD_OVERHEAD + sum(len(item) for item in (value, key, headers) if item is not None)
+    frame = encode_frame(Columns([2**62], [2**62], [value], [key], [headers], (), [value], [key]))
+    items = (value, key, headers, value, key)
+    assert frame.size <= RECORD_OVERHEAD + sum(len(item) for item in items if item is not None)
+
+
+@deterministic
+@given(columns_of(), st.data())
+def test_parts_of_columns_add_up_to_the_whole(columns: Columns, data: st.DataObject) -> None:
+    columns.errors = [error for error in columns.errors if error.index < len(columns.offsets)]
+    cut = data.draw(st.integers(1, len(columns.offsets)), label="cut")
+    parts = [columns.part(0, cut), columns.part(cut, len(columns.offsets))]
+    for name in ("offsets", "timestamps", "values", "keys", "headers", "raws", "raw_keys"):
+        whole = getattr(columns, name)
+        assert whole is None or [*(getattr(parts[0], name)), *(getattr(parts[1], name))] == list(whole)
+    moved = [(error.index + at, error.reason) for at, part in ((0, parts[0]), (cut, parts[1])) for error in part.errors]
+    assert sorted(moved) == sorted((error.index, error.reason) for error in columns.errors)
+    assert parts[0].raw_key(0) == (columns.raw_keys or columns.keys or [None])[0]
 
 
 def test_consecutive_offsets_take_no_room() -> None:
@@ -125,6 +146,8 @@ def sample() -> Columns:
         [b"key", None, b"another"],
         [encode_headers([("trace", b"\x01")]), None, None],
         [RecordError(1, "RecordTooLarge", "a record of 9 bytes")],
+        [b"raw", b"value", None],
+        [b"raw", None, b"key"],
     )
 
 
@@ -132,7 +155,7 @@ def test_any_changed_byte_of_header_columns_and_errors_is_noticed() -> None:
     columns = sample()
     frame = encode_frame(columns)
     payload = bytearray(payload_of(frame))
-    column_bytes = 3 * (8 + 8 + 4 + 4 + 4)
+    column_bytes = 3 * (8 + 8 + 5 * 4)
     end_of_columns = HEADER_BYTES + column_bytes
     start_of_errors = len(payload) - len(frame.parts[-1])
     assert [len(part) for part in frame.parts[:3]] == [4, HEADER_BYTES - 4, column_bytes], "the test knows the layout"
@@ -162,6 +185,8 @@ def test_a_changed_byte_of_a_value_moves_no_other() -> None:
             (columns.values, decoded.values),
             (columns.keys, decoded.keys),
             (columns.headers, decoded.headers),
+            (columns.raws, decoded.raws),
+            (columns.raw_keys, decoded.raw_keys),
         ):
             assert before is not None
             assert after is not None
@@ -212,6 +237,6 @@ def test_frames_overwritten_in_part_are_refused_or_right_up_to_their_values() ->
             assert list(decoded.offsets) == list(columns.offsets)
             assert list(decoded.timestamps) == columns.timestamps
             assert [len(value or b"") for value in decoded.values] == [len(value or b"") for value in columns.values]
-            assert decoded.keys is decoded.headers is None
+            assert decoded.keys is decoded.headers is decoded.raws is decoded.raw_keys is None
             assert list(decoded.errors) == []
     assert 2000 < refused < 5000

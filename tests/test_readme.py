@@ -11,6 +11,7 @@ import pytest
 
 from kafkasrcd.daemon.exit_codes import ExitCode
 from kafkasrcd.settings import CommitStrategy
+from kafkasrcd.workers.formats import Kind
 from tests.kafka_cluster import KafkaCluster, Record
 from tests.waiting import wait_until
 
@@ -115,8 +116,9 @@ def test_every_setting_it_names_exists() -> None:
     from kafkasrcd.daemon.setting_fields import FIELDS
 
     last_parts = {name.rpartition(".")[2] for name in FIELDS}
+    last_parts |= {name for field in FIELDS.values() for name in field.rows}
     named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", README))
-    values = {strategy.value for strategy in CommitStrategy}
+    values = {value.value for values in (CommitStrategy, Kind) for value in values}
     assert named <= last_parts | values, named - last_parts - values
 
 

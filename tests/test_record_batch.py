@@ -194,3 +194,17 @@ def test_a_time_that_the_broker_does_not_have_is_none() -> None:
     message = KafkaMessage(topic="orders", partition=3, offset=1, value=b"", timestamp=(TIMESTAMP_NOT_AVAILABLE, 0))
     (record,) = handed_off([message]).records
     assert record.timestamp is None
+
+
+def test_what_was_made_of_a_record_may_be_too_large_for_a_frame_that_carries_the_record() -> None:
+    ring = Ring()
+
+    def prepare(columns: Columns) -> Columns:
+        return msgspec.structs.replace(columns, values=[b"x" * 1_000] * len(columns.offsets), raws=columns.values)
+
+    hand_off([kafka_message(7, b"small", b"key"), kafka_message(8, b"small")], 1_000, ring.publish, prepare)
+    first, second = ring.columns
+    assert (list(first.values), list(first.raws or ())) == ([None], [b"small"])
+    assert list(first.keys or ()) == [b"key"]
+    assert [error.error for error in first.errors] == ["RecordTooLarge"]
+    assert list(second.offsets) == [8]

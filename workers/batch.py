@@ -1,6 +1,7 @@
 """Records gathered for a handler of ``list[Message[T]]``."""
 
 from collections import deque
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from kafkasrcd.message import Message
@@ -10,20 +11,16 @@ from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.frame import Columns
 from kafkasrcd.workers.ring import IN_FLIGHT, PROCESSED
 
-
-class _Item(NamedTuple):
-    """A record in the batch, and where it was read."""
-
-    message: Message[Any]
-    columns: Columns
-    place: int
+_Place = tuple[Columns, int]
+"""Where a record was read: its frame, and which of it."""
 
 
 class _Part(NamedTuple):
     """Some of a batch that failed, to be given to the handler by themselves. Once they are done, everything before
     ``through`` is."""
 
-    items: list[_Item]
+    messages: list[Message[Any]]
+    places: list[_Place]
     through: int
 
 
@@ -38,7 +35,9 @@ class Batch:
 
     def __init__(self, cursor: PartitionCursor, most: int, wait_ms: int, *, undone_together: bool) -> None:
         """``undone_together``: a call that raises leaves nothing of the whole batch."""
-        self._items: list[_Item] = []
+        self.messages: list[Message[Any]] = []
+        """What the handler is given; never changed once it has it."""
+        self._places: list[_Place] = []
         self._cursor = cursor
         self._most = most
         self._wait_ns = wait_ms * 1_000_000
@@ -52,14 +51,9 @@ class Batch:
         """Once the last record is buried, everything before this is done."""
 
     @property
-    def messages(self) -> list[Message[Any]]:
-        """What the handler is given."""
-        return [item.message for item in self._items]
-
-    @property
     def offsets(self) -> list[int]:
         """The offsets of its records."""
-        return [item.message.offset for item in self._items]
+        return [message.offset for message in self.messages]
 
     def gather(self) -> int:
         """Take what is there; nanoseconds until the batch is due: 0 is now, -1 is when more records come, or the
@@ -68,68 +62,68 @@ class Batch:
         if cursor.letter is not None:
             return -1
         self._pass()
-        if not self._items and self._parts:
-            self._items, self._through = self._parts.popleft()
+        if not self.messages and self._parts:
+            self.messages, self._places, self._through = self._parts.popleft()
             self._closed = True
-        while not self._closed and self._is_open() and cursor.load():
-            self._take_next()
-        if not self._items:
+        most = 1 if cursor.cells[PROCESSED] < cursor.suspect_until else self._most
+        while not self._closed and len(self.messages) < most and cursor.failed is None and cursor.load():
+            if not self._take(most - len(self.messages)):
+                break
+        if not self.messages:
             return -1
-        if self._closed or len(self._items) >= self._room():
+        if self._closed or len(self.messages) >= most:
             return 0
         return max(0, self._since_ns + self._wait_ns - boottime_ns())
 
-    def _is_open(self) -> bool:
-        cursor = self._cursor
-        return cursor.failed is None and cursor.letter is None and len(self._items) < self._room()
-
-    def _room(self) -> int:
-        return 1 if self._cursor.cells[PROCESSED] < self._cursor.suspect_until else self._most
-
-    def _take_next(self) -> None:
-        cursor = self._cursor
+    def _take(self, room: int) -> bool:
+        """From the frame in hand; False where a record of it has to be given up first."""
+        cursor, messages = self._cursor, self.messages
         columns = cursor.columns
         if columns is None:
-            return
-        index = cursor.index
-        value: Any = columns.values[index]
-        offset = columns.offsets[index]
-        try:
-            payload = None if value is None else cursor.target.decode(value)
-        except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
-            if self._items:
-                self._closed = True  # in order: what came before it is handled first
-                return
-            cursor.cells[IN_FLIGHT] = offset
-            cursor.letter = cursor.undecodable(columns, index, error)
-            cursor.put_back()
-            if cursor.failed is None:
-                cursor.index += 1
-            return
-        if not self._items:
+            return False
+        if not messages:
             self._since_ns = boottime_ns()
-        message = Message(
-            payload,
-            columns.keys[index] if columns.keys is not None else None,
-            cursor.topic,
-            cursor.partition,
-            offset,
-            columns.timestamps[index],
-            columns.headers[index] if columns.headers is not None else None,
-        )
-        self._items.append(_Item(message, columns, index))
-        cursor.index += 1
+        decode, topic, partition = cursor.target.decode, cursor.topic, cursor.partition
+        first = index = cursor.index
+        values: Any = columns.values
+        offsets, timestamps, keys, headers = columns.offsets, columns.timestamps, columns.keys, columns.headers
+        failed: Exception | None = None
+        for index in range(first, min(first + room, len(values))):
+            value = values[index]
+            try:
+                payload = None if value is None else decode(value)
+            except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
+                failed = error
+                break
+            key = None if keys is None else keys[index]
+            header = None if headers is None else headers[index]
+            messages.append(Message(payload, key, topic, partition, offsets[index], timestamps[index], header))
+        else:
+            index += 1
+        self._places.extend(zip(repeat(columns), range(first, index), strict=False))
+        cursor.index = index
+        if failed is None:
+            return True
+        if messages:
+            self._closed = True  # in order: what came before it is handled first
+            return True
+        cursor.cells[IN_FLIGHT] = offsets[index]
+        cursor.letter = cursor.undecodable(columns, index, failed)
+        cursor.put_back()
+        if cursor.failed is None:
+            cursor.index += 1
+        return cursor.letter is None and cursor.failed is None
 
     def succeeded(self) -> None:
         """The handler returned."""
         through = self._end
-        self._cursor.succeeded(through - 1, len(self._items))
+        self._cursor.succeeded(through - 1, len(self.messages))
         self._next()
 
     def raised(self, error: Exception) -> None:
         """The handler raised."""
         cursor = self._cursor
-        alone = len(self._items) == 1
+        alone = len(self.messages) == 1
         if isinstance(error, BatchFailed):
             if not alone and self._some_failed(error):
                 return
@@ -142,15 +136,14 @@ class Batch:
         elif not alone:
             self._halve()
         else:
-            _, columns, place = self._items[0]
-            cursor.letter = cursor.give_up(columns, place, error)
+            cursor.letter = cursor.give_up(*self._places[0], error)
             if cursor.failed is None:
                 self._passed = self._end
                 self._next()
 
     def rewind(self) -> None:
         """What is gathered is read again."""
-        self._items = []
+        self.messages, self._places = [], []
         self._through = self._passed = None
         self._closed = False
         self._parts.clear()
@@ -158,32 +151,33 @@ class Batch:
     @property
     def _end(self) -> int:
         """Everything before is done once this batch is."""
-        return self._items[-1].message.offset + 1 if self._through is None else self._through
+        return self.messages[-1].offset + 1 if self._through is None else self._through
 
     def _halve(self) -> None:
-        items, end = self._items, self._end
-        half = len(items) // 2
-        self._cursor.forget_attempts(items[0].message.offset)
-        self._parts.appendleft(_Part(items[half:], end))
-        self._parts.appendleft(_Part(items[:half], items[half].message.offset))
+        messages, places = self.messages, self._places
+        half = len(messages) // 2
+        self._cursor.forget_attempts(messages[0].offset)
+        self._parts.appendleft(_Part(messages[half:], places[half:], self._end))
+        self._parts.appendleft(_Part(messages[:half], places[:half], messages[half].offset))
         self._next()
 
     def _some_failed(self, error: BatchFailed) -> bool:
         """The handler says which: they are tried alone, in order. False where it names none of this batch."""
         named = {message.offset for message in error.failed}
-        failed = [item for item in self._items if item.message.offset in named]
+        records = list(zip(self.messages, self._places, strict=True))
+        failed = [(message, place) for message, place in records if message.offset in named]
         if not failed:
             return False
         cursor, end = self._cursor, self._end
-        good = [item for item in self._items if item.message.offset not in named]
-        cursor.raised([item.message.offset for item in failed], error, 0)
-        cursor.forget_attempts(failed[0].message.offset)
+        good = [(message, place) for message, place in records if message.offset not in named]
+        first = failed[0][0].offset
+        cursor.raised([message.offset for message, _ in failed], error, 0)
+        cursor.forget_attempts(first)
         cursor.put_back()
-        ends = [*(item.message.offset for item in failed[1:]), end]
-        parts = [_Part([item], through) for item, through in zip(failed, ends, strict=True)]
-        first = failed[0].message.offset
+        ends = [*(message.offset for message, _ in failed[1:]), end]
+        parts = [_Part([message], [place], through) for (message, place), through in zip(failed, ends, strict=True)]
         if good and self._undone_together:
-            parts.insert(0, _Part(good, first))
+            parts.insert(0, _Part([message for message, _ in good], [place for _, place in good], first))
         elif good:
             cursor.succeeded(first - 1, len(good))
         self._parts.extendleft(reversed(parts))
@@ -191,7 +185,7 @@ class Batch:
         return True
 
     def _next(self) -> None:
-        self._items = []
+        self.messages, self._places = [], []
         self._through = None
         self._closed = False
         self._pass()

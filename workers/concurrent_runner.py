@@ -263,7 +263,7 @@ class _Slot:
 
     def _put(self, columns: Columns, index: int) -> None:
         ordering = self.runner.ordering
-        key = None if columns.keys is None else columns.keys[index]
+        key = columns.raw_key(index)
         if ordering is Ordering.PARTITION:
             lane = self._whole
         elif ordering is Ordering.NONE or key is None:

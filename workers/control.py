@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from kafkasrcd.storage.offset_store import Layer, Layout
+from kafkasrcd.workers.formats import Shape
 
 STACKS_SIGNAL: Final = signal.SIGUSR2
 """Has a handler process write the stacks of its threads to its file for them, whatever it is doing."""
@@ -29,6 +30,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     base_directory: str
     store_url: str
     slot: int
+    schema_directory: str = ""
+    """Where a worker finds, and keeps, the registry's schemas."""
 
     def __repr__(self) -> str:
         """Without settings and URL, which may have passwords."""
@@ -47,6 +50,10 @@ class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     start_offset: int
     layout: Layout
     layers: tuple[Layer, ...]
+    shape: Shape = Shape.PLAIN
+    """What its records are prepared as, where the worker has a part in that."""
+    refused: tuple[tuple[int, str], ...] = ()
+    """Offsets whose records are not prepared again, since that ended workers, and what is said of each."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
@@ -61,6 +68,12 @@ class OffsetOutOfRange(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     high_watermark: int
 
 
+class WorkerWaits(msgspec.Struct, frozen=True, tag=True):
+    """The worker waits with what comes next: ``reason`` says for what. Empty: it goes on."""
+
+    reason: str
+
+
 class WorkerFault(msgspec.Struct, frozen=True, tag=True):
     """The worker cannot go on, and starting it again would not help: ``reason`` says why."""
 
@@ -68,7 +81,10 @@ class WorkerFault(msgspec.Struct, frozen=True, tag=True):
 
 
 class HandlerReady(msgspec.Struct, frozen=True, tag=True):
-    """The handler process has imported its targets."""
+    """The handler process has imported its targets. ``shapes``: for each pattern of topics, what its records are to be
+    prepared as; the pattern of all others is empty."""
+
+    shapes: tuple[tuple[str, Shape], ...] = ()
 
 
 class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
@@ -175,6 +191,7 @@ ControlMessage = (
     | WorkerReady
     | OffsetOutOfRange
     | WorkerFault
+    | WorkerWaits
     | HandlerReady
     | HandlerRefused
     | Bind

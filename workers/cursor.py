@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.outcomes import RetryLater
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.clock import wall_clock_ms
@@ -18,10 +19,13 @@ from kafkasrcd.version import installed_version
 from kafkasrcd.workers.control import Bind
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.failure_policy import NeverAgain, class_name, failure_policy
+from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.frame import Columns, RecordError, decode_frame
 from kafkasrcd.workers.handler_target import HandlerTarget
 from kafkasrcd.workers.partition_memory import KEEPS_CELL, PartitionMemory
+from kafkasrcd.workers.payload import Decode, key_decoder_of, refusing
 from kafkasrcd.workers.prefix import Prefix
+from kafkasrcd.workers.reasons import reason_of
 from kafkasrcd.workers.ring import (
     DEAD_LETTERED,
     FAILURES,
@@ -117,6 +121,12 @@ class PartitionCursor:
         self._never_again = NeverAgain(settings.handler.non_retryable)
         self._log = log
         self._random = random.Random()  # noqa: S311 - for jitter
+        formats = Formats(settings)
+        self._value_format = formats.value(bind.topic).name
+        try:
+            self._decode_key = key_decoder_of(formats.key(bind.topic))
+        except ConfigurationError as error:
+            self._decode_key = refusing(error)
 
     @property
     def coordinates(self) -> dict[str, Any]:
@@ -145,6 +155,8 @@ class PartitionCursor:
             self.index = 0
             if columns.offsets[0] < loaded:
                 self.index = sum(1 for offset in columns.offsets if offset < loaded)
+            if self._decode_key is not None and columns.keys is not None:
+                self._decode_keys(columns, columns.keys, self._decode_key)
             if columns.errors or self._quarantined:
                 self._with_errors(columns)
             self.columns = columns
@@ -154,6 +166,21 @@ class PartitionCursor:
                 self.prefix.load(offsets)
             self.release_done()
         return True
+
+    def _decode_keys(self, columns: Columns, keys: Sequence[bytes | None], decode: Decode) -> None:
+        """Those that cannot be decoded stay bytes, and make their records undecodable."""
+        decoded: list[Any] = []
+        errors = list(columns.errors)
+        for index, key in enumerate(keys):
+            try:
+                decoded.append(None if key is None else decode(key))
+            except Exception as error:  # noqa: BLE001 - whatever the decoder raises is about the record
+                decoded.append(columns.raw_key(index))
+                errors.append(RecordError(index, type(error).__name__, f"its key: {reason_of(error)}"))
+        if columns.raw_keys is None:
+            columns.raw_keys = keys
+        columns.keys = decoded
+        columns.errors = errors
 
     def rewind(self) -> None:
         """Read again what is not done for good."""
@@ -219,7 +246,7 @@ class PartitionCursor:
         if isinstance(value, RecordError):
             failure = Failure(value.error, value.reason)
         else:
-            failure = Failure(type(error).__name__, f"{type(error).__name__}: {_text(error)}")
+            failure = Failure(type(error).__name__, reason_of(error))
         self._log.repeated(
             "record_undecodable",
             f"{self.topic}[{self.partition}]@{offset} cannot be deserialized: {failure.reason}",
@@ -307,10 +334,10 @@ class PartitionCursor:
             partition=self.partition,
             offset=offset,
             timestamp_ms=columns.timestamps[index],
-            key=None if columns.keys is None else columns.keys[index],
+            key=columns.raw_key(index),
             value=value,
             headers=None if columns.headers is None else columns.headers[index],
-            value_format="json",
+            value_format=self._value_format,
             error=failure.error,
             reason=as_text(failure.reason),
             traceback=as_text(failure.traceback),

@@ -9,6 +9,7 @@ ends, and every child when the fork server does.
 
 import ctypes
 import gc
+import importlib
 import os
 import selectors
 import signal
@@ -42,12 +43,15 @@ def set_process_name(name: str) -> None:
 
 
 def main() -> None:
-    """Serve requests from the socket whose descriptor is the first argument, of the parent in the second."""
+    """Serve requests from the socket whose descriptor is the first argument, of the parent in the second. Further
+    arguments are modules that children will need, such as those of a format."""
     channel = ControlChannel(socket.socket(fileno=int(sys.argv[1])))
     server = os.getpid()
     die_with_parent(int(sys.argv[2]))
     set_process_name("kafkasrcd-fork")
     roles = _import_roles()
+    for name in sys.argv[3:]:
+        importlib.import_module(name)
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)

@@ -1,9 +1,10 @@
 """Frames: many records of one partition as columns, so that a batch costs a few C loops and not a Python object each.
 
 Layout, little-endian: a fixed header; then the columns ``offsets`` (int64; left out where they are consecutive),
-``timestamps`` (int64, ms, -1 for none), ``value lengths``, ``key lengths``, ``header lengths`` (int32, -1 for null; the
-last two left out where none has any); then values, keys, encoded headers, one after the other; then the errors. A
-checksum covers header, columns and errors: with those sound, no value can be cut at the wrong place.
+``timestamps`` (int64, ms, -1 for none), the lengths of values, keys, headers, raw values and raw keys (int32, -1 for
+null; all but the first left out where none has any); then values, keys, encoded headers, raw values and raw keys, one
+after the other; then the errors. A checksum covers header, columns and errors: with those sound, no value can be cut at
+the wrong place.
 """
 
 import sys
@@ -17,15 +18,18 @@ import msgspec
 
 from kafkasrcd.errors import RingCorrupted
 
-_HEADER: Final = Struct("<IIqqIIIIII")  # crc, flags, base, next, count, columns, values, keys, headers, errors (bytes)
+# crc, flags, base, next, count, then in bytes: columns, values, keys, headers with what is raw, errors.
+_HEADER: Final = Struct("<IIqqIIIIII")
 _OFFSETS: Final = 1
 _KEYS: Final = 2
 _HEADERS: Final = 4
 _NULL_VALUES: Final = 8
+_RAWS: Final = 16
+_RAW_KEYS: Final = 32
 _INT32: Final = "i"
 _INT64: Final = "q"
 
-RECORD_OVERHEAD: Final = 24 + _HEADER.size
+RECORD_OVERHEAD: Final = 32 + _HEADER.size
 """Bytes a record needs in a frame of its own, beside its key, value and headers, rounded up."""
 
 if sys.byteorder != "little" or array(_INT32).itemsize != 4 or array(_INT64).itemsize != 8:
@@ -43,8 +47,8 @@ class RecordError(msgspec.Struct, frozen=True, array_like=True):
 class Columns(msgspec.Struct):
     """Records of one partition, in offset order. All sequences have the same length, or are None for "none has it".
 
-    A value, key or encoded headers may be None (null). ``raws`` are the values as the broker has them, where
-    ``values`` are not.
+    A value, key or encoded headers may be None (null). ``raws`` and ``raw_keys``: the bytes that Kafka has, where
+    values and keys are not these but what was made of them.
     """
 
     offsets: Sequence[int]
@@ -54,6 +58,29 @@ class Columns(msgspec.Struct):
     headers: Sequence[bytes | None] | None = None
     errors: Sequence[RecordError] = ()
     raws: Sequence[bytes | None] | None = None
+    raw_keys: Sequence[bytes | None] | None = None
+
+    def raw_key(self, index: int) -> bytes | None:
+        """The key of a record as Kafka has it."""
+        keys = self.keys if self.raw_keys is None else self.raw_keys
+        return None if keys is None else keys[index]
+
+    def part(self, start: int, stop: int) -> "Columns":
+        """The records from ``start`` up to ``stop``."""
+        return Columns(
+            self.offsets[start:stop],
+            self.timestamps[start:stop],
+            self.values[start:stop],
+            self.keys and self.keys[start:stop],
+            self.headers and self.headers[start:stop],
+            [
+                RecordError(error.index - start, error.error, error.reason)
+                for error in self.errors
+                if start <= error.index < stop
+            ],
+            self.raws and self.raws[start:stop],
+            self.raw_keys and self.raw_keys[start:stop],
+        )
 
 
 class EncodedFrame(NamedTuple):
@@ -64,7 +91,7 @@ class EncodedFrame(NamedTuple):
     records: int
     next_offset: int
     record_bytes: int
-    """Key and value bytes."""
+    """Key and value bytes, as Kafka has them."""
 
 
 _encode_errors = msgspec.msgpack.Encoder().encode
@@ -88,23 +115,40 @@ def encode_frame(columns: Columns) -> EncodedFrame:
         flags |= _NULL_VALUES
     parts.append(lengths)
     keys = headers = errors = b""
+    rest: list[bytes] = []
+    raw_bytes = len(values)
     if columns.keys is not None:
         flags |= _KEYS
         lengths, keys, _ = _pack(columns.keys)
         parts.append(lengths)
+    raw_key_bytes = len(keys)
     if columns.headers is not None:
         flags |= _HEADERS
         lengths, headers, _ = _pack(columns.headers)
         parts.append(lengths)
+        rest.append(headers)
+    if columns.raws is not None:
+        flags |= _RAWS
+        lengths, raws, _ = _pack(columns.raws)
+        parts.append(lengths)
+        rest.append(raws)
+        raw_bytes = len(raws)
+    if columns.raw_keys is not None:
+        flags |= _RAW_KEYS
+        lengths, raws, _ = _pack(columns.raw_keys)
+        parts.append(lengths)
+        rest.append(raws)
+        raw_key_bytes = len(raws)
     if columns.errors:
         errors = _encode_errors(columns.errors)
     column_bytes = b"".join(parts)
+    rest_bytes = sum(map(len, rest))
     header = _HEADER.pack(
-        0, flags, base, last + 1, count, len(column_bytes), len(values), len(keys), len(headers), len(errors)
+        0, flags, base, last + 1, count, len(column_bytes), len(values), len(keys), rest_bytes, len(errors)
     )
     checksum = crc32(errors, crc32(column_bytes, crc32(header)))
-    parts = [checksum.to_bytes(4, "little"), header[4:], column_bytes, values, keys, headers, errors]
-    return EncodedFrame(parts, sum(map(len, parts)), count, last + 1, len(values) + len(keys))
+    parts = [checksum.to_bytes(4, "little"), header[4:], column_bytes, values, keys, *rest, errors]
+    return EncodedFrame(parts, sum(map(len, parts)), count, last + 1, raw_bytes + raw_key_bytes)
 
 
 def decode_frame(payload: bytes) -> Columns:
@@ -130,15 +174,27 @@ def decode_frame(payload: bytes) -> Columns:
     values = _unpack(payload, start, count, end, nulls=bool(flags & _NULL_VALUES))
     start += 4 * count
     end += value_bytes
-    keys = headers = None
+    keys = headers = raws = raw_keys = None
     if flags & _KEYS:
         keys = _unpack(payload, start, count, end, nulls=True)
         start += 4 * count
     end += key_bytes
     if flags & _HEADERS:
         headers = _unpack(payload, start, count, end, nulls=True)
+        start += 4 * count
+    if flags & (_RAWS | _RAW_KEYS):
+        end += _bytes_of(headers)
+        if flags & _RAWS:
+            raws = _unpack(payload, start, count, end, nulls=True)
+            start += 4 * count
+        if flags & _RAW_KEYS:
+            raw_keys = _unpack(payload, start, count, end + _bytes_of(raws), nulls=True)
     errors = _decode_errors(payload[errors_at:]) if error_bytes else ()
-    return Columns(offsets, timestamps, values, keys, headers, errors)
+    return Columns(offsets, timestamps, values, keys, headers, errors, raws, raw_keys)
+
+
+def _bytes_of(column: Sequence[bytes | None] | None) -> int:
+    return sum(len(item) for item in column or () if item is not None)
 
 
 def _pack(column: Sequence[bytes | None]) -> tuple[bytes, bytes, bool]:

@@ -15,6 +15,7 @@ from kafkasrcd.workers import concurrent_runner, event_log, sync_runner
 from kafkasrcd.workers.commits import Commits, refuse_message_commits
 from kafkasrcd.workers.control import STACKS_SIGNAL, ControlChannel, HandlerReady, HandlerRefused, Setup
 from kafkasrcd.workers.dead_letter_sink import DeadLetterSink
+from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.handler_target import load_targets
 from kafkasrcd.workers.kafka_settings import session_timeout_ms
@@ -35,11 +36,13 @@ def main(channel: ControlChannel) -> int:
     event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
     try:
         in_transactions = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
-        targets = load_targets(settings.handler, Path(setup.base_directory), in_transactions=in_transactions)
+        targets = load_targets(
+            settings.handler, Path(setup.base_directory), in_transactions=in_transactions, formats=Formats(settings)
+        )
     except ConfigurationError as error:
         channel.send(HandlerRefused(str(error)))
         return 78
-    channel.send(HandlerReady())
+    channel.send(HandlerReady(tuple(targets.shapes())))
     # What was imported stays: the collector need not walk it again, and its pages stay shared.
     gc.collect()
     gc.freeze()

@@ -12,6 +12,7 @@ from kafkasrcd.workers.commits import Commits
 from kafkasrcd.workers.control import Bind, ControlChannel, Exit, LetterRefused, RecordFailed, RingBroken, Unbind
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.event_log import EventLog
+from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.handler_target import HandlerTargets
 
 IDLE_MS: Final = 1000.0
@@ -32,6 +33,7 @@ class HandlerBindings:
         self.on_rewound: Callable[[], None] | None = None
         self._settings = settings
         self._targets = targets
+        self._formats = Formats(settings)
         self._log = EventLog("handler")
         self._cursors: dict[int, PartitionCursor] = {}
         self._batches: dict[int, Batch] = {}
@@ -79,7 +81,7 @@ class HandlerBindings:
                 raise TypeError(f"a handler process was told {message!r}")
 
     def _bind(self, bind: Bind, descriptors: list[int]) -> None:
-        target = self._targets.for_topic(bind.topic)
+        target = self._targets.for_topic(bind.topic).reading_or_refusing(self._formats.value(bind.topic))
         try:
             cursor = PartitionCursor(self._settings, target, bind, descriptors, self.commits, self._log)
         except RingCorrupted as error:

@@ -9,7 +9,6 @@ import functools
 import importlib
 import inspect
 import re
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,10 @@ import msgspec
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.message import Message
 from kafkasrcd.settings import HandlerSettings
-from kafkasrcd.workers.payload import Decode, payload_decoder
+from kafkasrcd.workers.formats import JSON, Format, Formats, Kind, Shape
+from kafkasrcd.workers.payload import Decode, decoder_of, key_decoder_of, refusing, shape_of
+from kafkasrcd.workers.topic_matcher import topic_matcher
+from kafkasrcd.workers.user_code import add_to_path
 
 _CURE = "a handler takes one argument: Message[T], list[Message[T]], or an argument without annotation"
 _CURE_IN_TRANSACTIONS = (
@@ -48,14 +50,37 @@ class HandlerTarget(msgspec.Struct, frozen=True):
     is_batch: bool
     payload_type: Any
     decode: Decode
+    """Of the format ``json``; ``reading`` is for others."""
     transaction: Literal["connection", "session"] | None = None
     """What its second argument is, with ``on_checkpoint``."""
+
+    @property
+    def shape(self) -> Shape:
+        """What a worker prepares its records as."""
+        return shape_of(self.payload_type)
+
+    def reading_or_refusing(self, form: Format) -> "HandlerTarget":
+        """As ``reading``; where its annotation does not fit, each record is refused, with the reason."""
+        try:
+            return self.reading(form)
+        except ConfigurationError as error:
+            return msgspec.structs.replace(self, decode=refusing(error))
+
+    def reading(self, form: Format) -> "HandlerTarget":
+        """The same handler for values of ``form``. Raises ConfigurationError where its annotation does not fit."""
+        if form.kind is Kind.JSON:
+            return self
+        try:
+            return msgspec.structs.replace(self, decode=decoder_of(form, self.payload_type))
+        except TypeError as error:
+            raise _no_such_payload(self.name, form, self.payload_type, error) from None
 
 
 class HandlerTargets:
     """The handlers of one configuration: one for each topic pattern, and one for all other topics."""
 
     def __init__(self, by_pattern: Mapping[str, HandlerTarget], default: HandlerTarget | None) -> None:
+        self._by_pattern = by_pattern
         self._patterns = [(_matcher(pattern), target) for pattern, target in by_pattern.items()]
         self._default = default
 
@@ -68,25 +93,36 @@ class HandlerTargets:
             raise ConfigurationError(f"no handler for topic {topic!r}: set handler.target, or add it to handler.topics")
         return self._default
 
+    def shapes(self) -> list[tuple[str, Shape]]:
+        """For each pattern, in order, what workers prepare records as; the pattern of all others is empty."""
+        shapes = [(pattern, target.shape) for pattern, target in self._by_pattern.items()]
+        return shapes if self._default is None else [*shapes, ("", self._default.shape)]
+
     def all(self) -> list[HandlerTarget]:
         """Each of them."""
         targets = [target for _, target in self._patterns]
         return targets if self._default is None else [*targets, self._default]
 
 
-def load_targets(settings: HandlerSettings, base_directory: Path, *, in_transactions: bool = False) -> HandlerTargets:
+def load_targets(
+    settings: HandlerSettings, base_directory: Path, *, in_transactions: bool = False, formats: Formats | None = None
+) -> HandlerTargets:
     """Import the handlers; runs the user's modules. Raises ConfigurationError where one cannot be used.
 
-    ``handler.path`` entries, relative to ``base_directory``, are put in front of ``sys.path``.
+    ``handler.path`` entries, relative to ``base_directory``, are put in front of ``sys.path``. ``formats``: whether
+    their annotations fit what their topics have is checked as far as the topics are known.
     """
-    for entry in reversed(settings.path):
-        folder = str((base_directory / entry).resolve())
-        if folder in sys.path:
-            sys.path.remove(folder)
-        sys.path.insert(0, folder)
-    by_pattern = {pattern: load_target(name, in_transactions) for pattern, name in settings.topics.items()}
-    default = load_target(settings.target, in_transactions) if settings.target else None
+    add_to_path(settings.path, base_directory)
+    is_json = formats is None or not (formats.has_rows or formats.value("").kind is not Kind.JSON)
+    by_pattern = {
+        pattern: load_target(name, in_transactions, is_json=is_json) for pattern, name in settings.topics.items()
+    }
+    default = load_target(settings.target, in_transactions, is_json=is_json) if settings.target else None
     targets = HandlerTargets(by_pattern, default)
+    if formats is not None:
+        for topic, value, key in formats.certain():
+            targets.for_topic(topic).reading(value)
+            key_decoder_of(key)
     if in_transactions and len({target.is_async for target in targets.all()}) > 1:
         raise ConfigurationError(
             "handler: with commit_strategy on_checkpoint, handlers are either all async def or all plain: they share "
@@ -95,10 +131,10 @@ def load_targets(settings: HandlerSettings, base_directory: Path, *, in_transact
     return targets
 
 
-def load_target(name: str, in_transactions: bool = False) -> HandlerTarget:
+def load_target(name: str, in_transactions: bool = False, *, is_json: bool = True) -> HandlerTarget:
     """The handler called ``package.module:function``; raises ConfigurationError where it cannot be used.
 
-    ``in_transactions``: it takes the transaction beside the message.
+    ``in_transactions``: it takes the transaction beside the message. ``is_json``: all it is given is JSON.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -127,13 +163,23 @@ def load_target(name: str, in_transactions: bool = False) -> HandlerTarget:
     if isinstance(payload_type, typing.TypeVar):
         payload_type = Any
     try:
-        decode = payload_decoder(payload_type)
+        decode = decoder_of(JSON, payload_type)
     except TypeError as error:
-        raise ConfigurationError(
-            f"handler target {name!r}: no JSON can be read as {_shown(payload_type)} ({error}); use a dataclass, "
-            "TypedDict, msgspec.Struct, a pydantic model, or Message without a type"
-        ) from None
+        refusal = _no_such_payload(name, JSON, payload_type, error)
+        if is_json:
+            raise refusal from None
+        decode = refusing(refusal)
     return HandlerTarget(name, function, is_async, is_batch, payload_type, decode, transaction)
+
+
+def _no_such_payload(name: str, form: Format, payload_type: Any, error: TypeError) -> ConfigurationError:
+    what = "JSON" if form.kind in (Kind.JSON, Kind.JSON_SCHEMA) else f"value of format {form.kind.value}"
+    cure = "use a dataclass, TypedDict, msgspec.Struct, a pydantic model, or Message without a type"
+    if form.kind in (Kind.STRING, Kind.BYTES):
+        cure = f"use Message[{'str' if form.kind is Kind.STRING else 'bytes'}], or another {form.setting}"
+    return ConfigurationError(
+        f"handler target {name!r}: no {what} can be read as {_shown(payload_type)} ({error}); {cure}"
+    )
 
 
 def refuse_awaitable(returned: object) -> None:
@@ -239,9 +285,7 @@ def _shown(annotation: Any) -> str:
 
 def _matcher(pattern: str) -> Callable[[str], object]:
     """As librdkafka takes topics: a name, or a regular expression where it starts with ``^``."""
-    if not pattern.startswith("^"):
-        return pattern.__eq__
     try:
-        return re.compile(pattern).search
+        return topic_matcher(pattern)
     except re.error as error:
         raise ConfigurationError(f"handler.topics has {pattern!r}, no regular expression: {error}") from None

@@ -47,6 +47,9 @@ BYTES: Final = 5 * LINE
 BROKER_DOWN_SINCE: Final = 6 * LINE
 """Boot time in ns since which the worker has had no broker, or UNKNOWN."""
 
+PREPARING: Final = 8 * LINE
+"""Offset of the record that the worker prepares, or UNKNOWN; should it end the worker, the supervisor reads it here."""
+
 # Written once, when it is made.
 SLOTS: Final = 7 * LINE
 
@@ -147,6 +150,7 @@ class PartitionMemory:
         memory.cells[HIGH_WATERMARK] = UNKNOWN
         memory.cells[LOG_START] = UNKNOWN
         memory.cells[BROKER_DOWN_SINCE] = UNKNOWN
+        memory.cells[PREPARING] = UNKNOWN
         for slot, start in zip(memory.slots, starts, strict=True):
             format_ring(slot.ring, capacity, epoch, max(start, next_offset))
         return memory

@@ -39,28 +39,49 @@ def columns_of(messages: Sequence[Message]) -> Columns:
     )
 
 
-def hand_off(messages: Sequence[Message], largest: int, publish: Publish) -> None:
+def hand_off(
+    messages: Sequence[Message], largest: int, publish: Publish, prepare: Callable[[Columns], Columns] | None = None
+) -> None:
     """Publish ``messages`` in as few frames of at most ``largest`` bytes as halving gives.
 
-    A record that fits no frame goes as an error in its place, without its bytes: the handler's side decides on it.
+    A record that fits no frame goes as an error in its place, without its bytes (or with what Kafka has, where that
+    alone fits): the handler's side decides on it. ``prepare``: the worker's half of their format.
     """
     columns = columns_of(messages)
+    _publish(columns if prepare is None else prepare(columns), largest, publish)
+
+
+def _publish(columns: Columns, largest: int, publish: Publish) -> None:
     frame = encode_frame(columns)
     if frame.size > largest:
-        if len(messages) > 1:
-            half = len(messages) // 2
-            hand_off(messages[:half], largest, publish)
-            hand_off(messages[half:], largest, publish)
+        count = len(columns.offsets)
+        if count > 1:
+            _publish(columns.part(0, count // 2), largest, publish)
+            _publish(columns.part(count // 2, count), largest, publish)
             return
         frame = encode_frame(_too_large(columns, largest))
     publish(frame)
 
 
 def _too_large(columns: Columns, largest: int) -> Columns:
-    size = sum(len(column[0] or b"") for column in (columns.values, columns.keys, columns.headers) if column)
+    whole = (columns.values, columns.keys, columns.headers, columns.raws, columns.raw_keys)
+    size = sum(len(column[0] or b"") for column in whole if column)
     pages = -(-2 * (size + PAGE) // PAGE)
     reason = (
         f"a record of {size} bytes, where supervisor.ring_bytes allows {largest - RECORD_OVERHEAD}: "
         f"set it to {pages * PAGE} or more"
     )
-    return Columns(columns.offsets, columns.timestamps, [None], errors=[RecordError(0, "RecordTooLarge", reason)])
+    errors = [RecordError(0, "RecordTooLarge", reason)]
+    whole_but_prepared = Columns(
+        columns.offsets,
+        columns.timestamps,
+        [None],
+        columns.keys if columns.raw_keys is None else [None],
+        columns.headers,
+        errors,
+        columns.raws,
+        columns.raw_keys,
+    )
+    if columns.raws is not None and encode_frame(whole_but_prepared).size <= largest:
+        return whole_but_prepared
+    return Columns(columns.offsets, columns.timestamps, [None], errors=errors)

@@ -6,18 +6,29 @@ the position in its cell, where at worst the last frame is handed off again and 
 """
 
 import os
+import random
 import select
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import Settings
 from kafkasrcd.workers import event_log, ring
 from kafkasrcd.workers.allocator import Allocator
 from kafkasrcd.workers.clock import boottime_ns
-from kafkasrcd.workers.control import ControlChannel, OffsetOutOfRange, Setup, StartWorker, WorkerFault, WorkerReady
+from kafkasrcd.workers.control import (
+    ControlChannel,
+    OffsetOutOfRange,
+    Setup,
+    StartWorker,
+    WorkerFault,
+    WorkerReady,
+    WorkerWaits,
+)
 from kafkasrcd.workers.frame import EncodedFrame
 from kafkasrcd.workers.kafka_settings import QUIET, worker_config
 from kafkasrcd.workers.partition_memory import (
@@ -30,7 +41,9 @@ from kafkasrcd.workers.partition_memory import (
     UNKNOWN,
     PartitionMemory,
 )
+from kafkasrcd.workers.preparing import Preparation, preparation_of
 from kafkasrcd.workers.record_batch import hand_off
+from kafkasrcd.workers.schema_document import RegistryAway
 from kafkasrcd.workers.spread import DoneBefore, spread
 
 _BATCH_MESSAGES: Final = 1000
@@ -38,6 +51,9 @@ _BATCH_MESSAGES: Final = 1000
 _WATERMARK_SECONDS: Final = 1.0
 """How often the watermarks are asked for where no fetch brings them: the lag is that old at most."""
 _LEASE_WAIT_MS: Final = 20
+_FIRST_WAIT_MS: Final = 200.0
+_LONGEST_WAIT_MS: Final = 10_000.0
+"""Between two questions to a registry that is away: 64 workers are then some ten questions a second."""
 _BURST_BYTES: Final = 1024 * 1024
 """Handing off less than this has left no memory worth looking for."""
 
@@ -55,13 +71,19 @@ def main(channel: ControlChannel) -> int:
         raise TypeError(f"a worker was told {setup[0]!r}, then {start[0]!r}")
     settings = msgspec.json.decode(setup[0].settings, type=Settings)
     event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
-    return Worker(settings, start[0], start[1], channel).run()
+    try:
+        return Worker(settings, setup[0], start[0], start[1], channel).run()
+    except ConfigurationError as error:
+        channel.send(WorkerFault(str(error)))
+        return 78
 
 
 class Worker:
     """One partition's fetching, under one assignment epoch."""
 
-    def __init__(self, settings: Settings, start: StartWorker, descriptors: list[int], channel: ControlChannel) -> None:
+    def __init__(
+        self, settings: Settings, setup: Setup, start: StartWorker, descriptors: list[int], channel: ControlChannel
+    ) -> None:
         self._log = event_log.EventLog("worker")
         self._channel = channel
         memory_fd, self._bell, *handler_bells = descriptors
@@ -82,6 +104,15 @@ class Worker:
             "epoch": start.assignment_epoch,
         }
         self._watermarks_due = 0.0
+        self._preparation = preparation_of(
+            settings,
+            start.topic,
+            start.shape,
+            Path(setup.base_directory),
+            setup.schema_directory,
+            self._cells,
+            dict(start.refused),
+        )
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
         self._consumer = Consumer({**QUIET, **worker_config(settings), "error_cb": self._on_error})
@@ -120,11 +151,43 @@ class Worker:
         next_offset = (messages[-1].offset() or 0) + 1
         if self._cells[POSITION] < self._done_before.until:
             messages = self._done_before.left(messages)
+        if self._preparation is None:
+            self._publish(messages, None)
+        else:
+            self._prepare_and_publish(messages, self._preparation)
+        self._cells[POSITION] = next_offset
+
+    def _prepare_and_publish(self, messages: list[Message], preparation: Preparation) -> None:
+        """Up to the first record whose schema cannot be had; then that one is waited for, and so on."""
+        wait_ms: float = _FIRST_WAIT_MS
+        waiting = False
+        while messages:
+            try:
+                count = preparation.ready(messages)
+            except RegistryAway as error:
+                reason = f"offset {messages[0].offset()}: its schema is waited for: {error}"
+                self._log.repeated("schema_awaited", reason, same=(), **self._where)
+                self._channel.send(WorkerWaits(reason))
+                waiting = True
+                if self._sleep(round(wait_ms * random.uniform(0.5, 1.0))):  # noqa: S311 - jitter
+                    os._exit(0)
+                wait_ms = min(2 * wait_ms, _LONGEST_WAIT_MS)
+                self._ask_watermarks()
+                continue
+            if waiting:
+                self._channel.send(WorkerWaits(""))
+                waiting, wait_ms = False, _FIRST_WAIT_MS
+            self._publish(messages[:count], preparation)
+            if count < len(messages):
+                self._cells[POSITION] = (messages[count - 1].offset() or 0) + 1
+            messages = messages[count:]
+
+    def _publish(self, messages: list[Message], preparation: Preparation | None) -> None:
+        prepare = None if preparation is None else preparation.prepare
         parts = [messages] if self._layout.slots == 1 else spread(self._layout, messages)
         for part, publisher in zip(parts, self._publishers, strict=True):
             if part:
-                hand_off(part, self._largest, publisher.publish)
-        self._cells[POSITION] = next_offset
+                hand_off(part, self._largest, publisher.publish, prepare)
 
     def publish(self, writer: ring.RingWriter, frame: EncodedFrame) -> None:
         """Into the ring, waiting for room and for the lease."""

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kafkasrcd.deserializer import Deserializer
     from kafkasrcd.errors import (
         AssignmentLost,
         BrokerUnavailable,
@@ -42,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "DeadLetterRefused",
     "DeserializationError",
+    "Deserializer",
     "GroupError",
     "HandlerError",
     "Headers",
@@ -66,6 +68,7 @@ __all__ = [
 _HOMES = {
     "BatchFailed": "outcomes",
     "CommitStrategy": "settings",
+    "Deserializer": "deserializer",
     "Headers": "message",
     "Message": "message",
     "Reject": "outcomes",

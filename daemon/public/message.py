@@ -53,8 +53,8 @@ _decode_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]]).decode
 class Message(msgspec.Struct, Generic[T], frozen=True):
     """One record, as the handler sees it.
 
-    ``payload``: the deserialized value; None for a tombstone (a record whose value is null).
-    ``key``: the key's bytes, or None. ``topic``, ``partition``, ``offset``: this record's coordinates.
+    ``payload``: the deserialized value; None for a tombstone (a record whose value is null). ``key``: the key's bytes,
+    or what ``key_format`` makes of them, or None. ``topic``, ``partition``, ``offset``: this record's coordinates.
     ``timestamp_ms``: milliseconds since 1970 as the broker has it, -1 where it has none; ``timestamp`` is the same
     as an aware datetime. ``headers``: a mapping of name to bytes.
 
@@ -62,7 +62,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True):
     """
 
     payload: T
-    key: bytes | None = None
+    key: Any = None
     topic: str = ""
     partition: int = 0
     offset: int = 0

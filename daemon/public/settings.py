@@ -165,6 +165,53 @@ class SupervisorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     log_level: LogLevel = LogLevel.INFO
 
 
+class FormatSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[formats."topic"]``: how one topic's records are written; the topic is a name, or a regular expression starting
+    with ``^``, and the first that matches counts."""
+
+    value_format: str = ""
+    """As ``value_format`` for all topics; empty is what that says."""
+    key_format: str = ""
+    """As ``key_format`` for all topics; empty is what that says."""
+    value_schema: str = ""
+    """The schema that values were written with, in a file (``.avsc``, ``.proto``, ``.json``): there is no registry's
+    header before them. Relative to the configuration file."""
+    key_schema: str = ""
+    """The same for keys."""
+    value_reader_schema: str = ""
+    """Avro: the schema that values are read as, in a file, whichever they were written with."""
+    key_reader_schema: str = ""
+    """The same for keys."""
+    value_message: str = ""
+    """Protobuf from a file: the message's name, as in ``shop.Order``; empty is the file's only one."""
+    key_message: str = ""
+    """The same for keys."""
+
+
+class SchemaRegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[schema_registry]``: where the schemas of ``avro``, ``protobuf`` and ``json_schema`` are, unless in files."""
+
+    url: str = ""
+    """Of the Confluent API, as in ``https://registry:8081``; several, separated by commas, are tried in turn."""
+    username: str = ""
+    """With ``password``: basic authentication."""
+    password: str = ""
+    bearer_token: str = ""
+    """Instead of username and password."""
+    ca_location: str = ""
+    """Certificates to trust, PEM; empty is the system's. Paths are relative to the configuration file."""
+    certificate_location: str = ""
+    """This client's certificate, PEM, where the registry wants one; with the key in it or in ``key_location``."""
+    key_location: str = ""
+    key_password: str = ""
+    timeout_ms: PositiveMilliseconds = 5_000
+    """For one request."""
+
+    def __repr__(self) -> str:
+        """Without anything that may be a password."""
+        return "SchemaRegistrySettings(<not shown>)"
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything kafkasrcd can be told. The top level has the names and defaults of KafkaSourceConfig."""
 
@@ -192,9 +239,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     retry_backoff_max_ms: NotNegativeMilliseconds = 10_000
     poll_timeout_ms: Annotated[int, Meta(ge=1, le=10_000)] = 100
     """The longest a worker waits in one poll of the broker."""
+    value_format: str = "json"
+    """``json``, ``string``, ``bytes``, ``msgpack``, ``avro``, ``protobuf``, ``json_schema``, or a class of yours, as
+    in ``custom:package.module:Class``."""
+    key_format: str = "bytes"
+    """The same for keys."""
+    formats: dict[str, FormatSettings] = field(default_factory=dict[str, FormatSettings])
+    """What differs for some topics."""
     handler: HandlerSettings = field(default_factory=HandlerSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
+    schema_registry: SchemaRegistrySettings = field(default_factory=SchemaRegistrySettings)
 
     def __repr__(self) -> str:
         """With the names in ``extra_config`` only: some of its values are passwords."""

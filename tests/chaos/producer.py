@@ -34,6 +34,9 @@ class PaymentProducer:
         self, settings: Mapping[str, str | int | float | bool], topic: str, seed: int, per_second: int
     ) -> None:
         self.acknowledged: dict[Coordinate, Acknowledged] = {}
+        self.unplaced: dict[int, Payment] = {}
+        """By number, those that the brokers have and do not say where: a leader that is asked again for what the one
+        before it had taken answers that it is there already, without an offset."""
         self.failures: list[str] = []
         self.totals: Counter[str] = Counter()
         """What each account was paid, acknowledged or not."""
@@ -96,7 +99,9 @@ class PaymentProducer:
             partition, offset = message.partition(), message.offset()
             if error is not None:
                 self.failures.append(f"payment {payment.number}: {error}")
-            elif partition is not None and offset is not None:
+            elif partition is None or offset is None or offset < 0:
+                self.unplaced[payment.number] = payment
+            else:
                 self.acknowledged[Coordinate(partition, offset)] = Acknowledged(payment, time.monotonic_ns())
 
         self._producer.produce(self._topic, msgspec.json.encode(payment), account.encode(), on_delivery=delivered)

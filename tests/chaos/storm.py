@@ -243,7 +243,8 @@ class Storm:
     def _report(self) -> StormReport:
         acknowledged = self._producer.acknowledged
         handlings = self._handlings()
-        verdict = judge({where: sent.payment for where, sent in acknowledged.items()}, handlings, self._ordering)
+        produced = {where: sent.payment for where, sent in acknowledged.items()}
+        verdict = judge(produced, handlings, self._ordering, self._producer.unplaced)
         excuses = Excuses(self._injector.disturbances, handlings)
         repeated: Counter[str] = Counter()
         unexplained: list[str] = []

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kafkasrcd.settings import Ordering
@@ -14,7 +15,8 @@ from tests.ledger import Coordinate
 class Verdict(NamedTuple):
     """`repeats` has each handling that was not the record's last, with the one that came after it."""
 
-    lost: list[Coordinate]
+    lost: list[Coordinate | Payment]
+    """A payment, where nobody knows its place."""
     foreign: list[Coordinate]
     """Handled, and never acknowledged."""
     altered: list[str]
@@ -23,8 +25,14 @@ class Verdict(NamedTuple):
     repeats: list[tuple[Handling, Handling]]
 
 
-def judge(produced: Mapping[Coordinate, Payment], handlings: Iterable[Handling], ordering: Ordering) -> Verdict:
-    """Compare; `ordering` says which records had to be handled in the order of their offsets."""
+def judge(
+    produced: Mapping[Coordinate, Payment],
+    handlings: Iterable[Handling],
+    ordering: Ordering,
+    unplaced: Mapping[int, Payment] = MappingProxyType({}),
+) -> Verdict:
+    """Compare; `ordering` says which records had to be handled in the order of their offsets. `unplaced`, by number:
+    produced too, with an offset that nobody knows."""
     times: defaultdict[Coordinate, list[Handling]] = defaultdict(list)
     altered: list[str] = []
     for handling in sorted(handlings, key=lambda handling: handling.order):
@@ -32,9 +40,14 @@ def judge(produced: Mapping[Coordinate, Payment], handlings: Iterable[Handling],
         payment = produced.get(handling.coordinate)
         if payment is not None and payment != handling.payment:
             altered.append(f"{handling.coordinate} is {payment} and was handled as {handling.payment}")
+    unknown = {where: times[where][0].payment for where in times.keys() - produced.keys()}
+    found = {payment.number for payment in unknown.values() if unplaced.get(payment.number) == payment}
     return Verdict(
-        lost=sorted(produced.keys() - times.keys()),
-        foreign=sorted(times.keys() - produced.keys()),
+        lost=[
+            *sorted(produced.keys() - times.keys()),
+            *(payment for number, payment in sorted(unplaced.items()) if number not in found),
+        ],
+        foreign=sorted(where for where, payment in unknown.items() if payment.number not in found),
         altered=altered,
         disorder=_disorder([all_times[0] for all_times in times.values()], ordering),
         repeats=[pair for all_times in times.values() for pair in pairwise(all_times)],
