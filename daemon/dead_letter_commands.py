@@ -61,9 +61,7 @@ def dead_letters() -> None:
 
 
 @dead_letters.command("list")
-@click.option(
-    "--json", "as_json", is_flag=True, help="A JSON object a line, for machines: see `show --json` for whole."
-)
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line, for machines.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
@@ -73,7 +71,13 @@ def dead_letters() -> None:
 @with_configuration(only=STORE_SETTINGS)
 @with_filter(states=tuple(LetterState), every_state=True)
 def list_letters(configuration: "Configuration", wanted: LetterFilter, as_json: bool, limit: int | None) -> None:
-    """List dead letters, a line each."""
+    """List dead letters, a line each.
+
+    With --json an object a line: version (1, and higher where a field is taken away or means something else), id,
+    state, topic, partition, offset, timestamp_ms (the record's, -1 for none), error, reason, attempts, first_failed_ms,
+    last_failed_ms, host, kafkasrcd, value_format, schema_id; changed_ms, changed_by and note of the last change. Times
+    are milliseconds since 1970.
+    """
     with _opened(configuration) as store:
         if as_json:
             from kafkasrcd.daemon.dead_letter_lines import brief_line
@@ -138,8 +142,9 @@ def discard(
         if not letter_ids and not _agreed("discard", in_words(wanted, group_id), "", len(chosen), yes):
             return
         by, done = _who(), 0
-        for letter_id in _one_by_one("discarding", chosen):
-            done += store.change(letter_id, wanted.states, LetterState.DISCARDED, by=by, note=as_text(reason))
+        with _one_by_one("discarding", chosen) as letters:
+            for letter_id in letters:
+                done += store.change(letter_id, wanted.states, LetterState.DISCARDED, by=by, note=as_text(reason))
     click.echo(f"{_letters(done)} discarded")
     _complain_unless_all(done, len(chosen), "discarded")
 
@@ -158,7 +163,11 @@ def discard(
 def export(
     configuration: "Configuration", wanted: LetterFilter, letter_ids: tuple[int, ...], output: Path | None
 ) -> None:
-    """Write whole dead letters as JSON lines, their bytes in base64."""
+    """Write whole dead letters as JSON lines.
+
+    Each is as of `list --json`, and has besides: traceback; key and value in base64, or null; headers, an array of
+    [name, value in base64 or null].
+    """
     from kafkasrcd.daemon.dead_letter_lines import whole_line
     from kafkasrcd.daemon.progress_bar import progress_bar
 
@@ -216,8 +225,9 @@ def replay(
         replaying = Replay(store, producer, by, lambda letter: topic_of(to_topic or "{topic}", letter.topic), _say)
         outcomes: Counter[Outcome] = Counter()
         try:
-            for letter_id in _one_by_one("replaying", chosen):
-                outcomes[replaying.replay(letter_id, wanted.states[0])] += 1
+            with _one_by_one("replaying", chosen) as letters:
+                for letter_id in letters:
+                    outcomes[replaying.replay(letter_id, wanted.states[0])] += 1
         except BrokerUnavailable:
             _summary(outcomes[Outcome.REPLAYED])
             raise
@@ -289,17 +299,22 @@ def _agreed(verb: str, what: str, into: str, count: int, yes: bool) -> bool:
     return click.confirm(f"{verb} {count:,} {what}{into}?", abort=True, err=True)
 
 
-def _one_by_one(doing: str, ids: Sequence[int]) -> Iterator[int]:
+@contextlib.contextmanager
+def _one_by_one(doing: str, ids: Sequence[int]) -> Generator[Iterator[int]]:
     """Each of ``ids``, until someone says to stop; then what is in hand is finished first."""
     from kafkasrcd.daemon.progress_bar import progress_bar
     from kafkasrcd.daemon.stop_between import stop_between_steps
 
     with stop_between_steps() as stopped, progress_bar(doing, len(ids)) as done:
-        for letter_id in ids:
-            if stopped():
-                return
-            yield letter_id
-            done()
+
+        def each() -> Iterator[int]:
+            for letter_id in ids:
+                if stopped():
+                    return
+                yield letter_id
+                done()
+
+        yield each()
 
 
 def _complain_unless_all(done: int, wanted: int, what: str) -> None:

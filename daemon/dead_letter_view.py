@@ -6,8 +6,9 @@ What a record or an exception says is anybody's: nothing of it reaches the termi
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,39 +18,54 @@ from kafkasrcd.storage.dead_letters import LetterState, StoredLetter
 
 _PIPE_WIDTH: Final = 1_000
 """Into a pipe or a file goes everything, at the width it has."""
+_GAP: Final = 2
+_LEAST_REASON: Final = 20
 _BYTES_A_LINE: Final = 32
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Not in a text that is meant to be read; tabs and line feeds are."""
 
 
 def print_letters(letters: Sequence[StoredLetter], *, states: bool) -> None:
-    """A line each; with ``states`` also what was done with it."""
+    """A line each; with ``states`` also what was done with it. Only the last columns are cut to fit a terminal."""
+    names = ["id", "record", "last failed", "attempts", "error", "reason"]
+    if states:
+        names = [names[0], "state", *names[1:], "last change"]
+    rows = [_row(stored, states=states) for stored in letters]
+    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
     console = _console()
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("id", justify="right", no_wrap=True)
+    cut = names.index("reason")
+    left = console.width - sum(width + _GAP for width in widths[:cut])
+    for index in range(cut, len(names)):
+        share = max(_LEAST_REASON, left // (len(names) - index))
+        widths[index] = min(widths[index], share)
+        left -= widths[index] + _GAP
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for name, width in zip(names, widths, strict=True):
+        justify: Literal["right", "left"] = "right" if name in ("id", "attempts") else "left"
+        table.add_column(name, justify=justify, no_wrap=True, width=width, overflow="ellipsis")
+    for stored, row in zip(letters, rows, strict=True):
+        style = _STATE_STYLES.get(stored.state, "")
+        table.add_row(
+            *(Text(cell, style=style if name == "state" else "") for name, cell in zip(names, row, strict=True))
+        )
+    # On a terminal that is too small for all the rest, lines go on in the next one.
+    console.width = max(console.width, sum(widths) + _GAP * len(widths))
+    console.print(table, soft_wrap=True)
+
+
+def _row(stored: StoredLetter, *, states: bool) -> list[str]:
+    letter = stored.letter
+    cells = [
+        str(stored.id),
+        f"{letter.topic}[{letter.partition}]@{letter.offset}",
+        moment(letter.last_failed_ms),
+        f"{letter.attempts:,}",
+        letter.error,
+        letter.reason,
+    ]
     if states:
-        table.add_column("state", no_wrap=True)
-    for name in ("record", "last failed"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("attempts", justify="right", no_wrap=True)
-    table.add_column("error", no_wrap=True)
-    table.add_column("reason", no_wrap=True, overflow="ellipsis")
-    if states:
-        table.add_column("last change", no_wrap=True, overflow="ellipsis")
-    for stored in letters:
-        letter = stored.letter
-        row: list[str | Text] = [
-            str(stored.id),
-            *([Text(stored.state.value, style=_STATE_STYLES.get(stored.state, ""))] if states else []),
-            Text(f"{_one_line(letter.topic)}[{letter.partition}]@{letter.offset}"),
-            moment(letter.last_failed_ms),
-            f"{letter.attempts:,}",
-            Text(_one_line(letter.error)),
-            Text(_one_line(letter.reason)),
-            *([Text(_one_line(_change(stored)))] if states else []),
-        ]
-        table.add_row(*row)
-    console.print(table)
+        cells = [cells[0], stored.state.value, *cells[1:], _change(stored)]
+    return [_one_line(cell) for cell in cells]
 
 
 def print_letter(stored: StoredLetter) -> None:

@@ -1,28 +1,35 @@
 """``kafkasrcd dead-letters``, run as people run it: on both databases, and against a real broker."""
 
 import base64
+import contextlib
 import json
 import os
 import pty
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import click
 import msgspec
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer
 
+from kafkasrcd.daemon import places
+from kafkasrcd.daemon.dead_letter_commands import export, list_letters
 from kafkasrcd.daemon.dead_letter_lines import LINE_VERSION, LetterLine, WholeLetterLine
 from kafkasrcd.daemon.dead_letter_replay import Outcome, Replay
 from kafkasrcd.daemon.exit_codes import ExitCode
 from kafkasrcd.errors import BrokerUnavailable, DeadLetterRefused
 from kafkasrcd.message import encode_headers
+from kafkasrcd.settings import Settings, StoreSettings
 from kafkasrcd.storage.dead_letter_store import DeadLetterStore
 from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter, LetterState, StoredLetter
 from kafkasrcd.storage.opening import open_dead_letters
@@ -107,6 +114,25 @@ class Desk:
 
     def states(self) -> list[str]:
         return [stored.state.value for stored in self.store.find(LetterFilter())]
+
+
+def in_a_terminal(desk: Desk, *arguments: object) -> str:
+    """What the command shows in one, of 80 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 80))
+    with subprocess.Popen(
+        desk.command(*arguments), cwd=desk.folder, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs
+    ):
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError:  # EIO: nobody has it open any more
+            pass
+        finally:
+            os.close(ours)
+    return shown.decode()
 
 
 def environment() -> Mapping[str, str]:
@@ -230,6 +256,20 @@ def test_list_as_json_is_a_documented_shape(plain: Desk) -> None:
         "open",
     )
     assert set(json.loads(ended.out)) == {field.name for field in msgspec.structs.fields(LetterLine)}
+
+
+@pytest.mark.parametrize(("command", "shape"), [(list_letters, LetterLine), (export, WholeLetterLine)])
+def test_every_field_is_in_the_help(command: click.Command, shape: type[msgspec.Struct]) -> None:
+    assert command.help is not None
+    assert list_letters.help is not None
+    words = re.findall(r"\w+", list_letters.help + (command.help if command is export else ""))
+    assert {field.name for field in msgspec.structs.fields(shape)} <= set(words)
+
+
+def test_a_narrow_terminal_has_all_but_the_end_of_the_reason(plain: Desk) -> None:
+    (found,) = plain.bury(msgspec.structs.replace(letter(7), reason="no luck at all, and more of that " * 5))
+    shown = in_a_terminal(plain, "list").replace("\r\n", "\n").splitlines()[1]
+    assert re.match(rf" *{found}  orders\[1\]@7  \S+ \S+ +4  ValueError  no luck at all.*…", shown)
 
 
 def test_list_tells_of_letters_left_replaying(plain: Desk) -> None:
@@ -376,6 +416,16 @@ def test_export_writes_whole_letters(desk: Desk) -> None:
     assert "is there already" in again.err
 
 
+def test_a_long_export_shows_a_bar_on_a_terminal_and_only_there(plain: Desk) -> None:
+    plain.bury(*(letter(offset) for offset in range(60)))
+    shown = in_a_terminal(plain, "export", "--output", "a.jsonl")
+    assert "exporting" in shown
+    assert "60/60" in shown
+    assert plain.run("export", "--output", "b.jsonl") == (ExitCode.OK, "", "")
+    assert (plain.folder / "a.jsonl").read_bytes() == (plain.folder / "b.jsonl").read_bytes()
+    assert "exporting" not in in_a_terminal(plain, "export"), "where the lines themselves are seen"
+
+
 def test_an_export_that_fails_leaves_no_file(plain: Desk) -> None:
     (found,) = plain.bury(letter(7))
     assert plain.run("export", found, 999, "--output", "letters.jsonl").code == ExitCode.FAILURE
@@ -464,6 +514,45 @@ def test_the_place_where_the_daemon_has_its_store_is_found(plain: Desk) -> None:
         command, cwd=plain.folder, env={**environment(), "XDG_STATE_HOME": str(plain.folder)}, capture_output=True
     )
     assert b"orders[1]@7" in found.stdout
+
+
+def test_beside_the_service_its_store_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = tmp_path / "service.db"
+    monkeypatch.setattr(places, "_SERVICE_STORE", service)
+    own = tmp_path / "kafkasrcd" / "offsets.db"
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+
+    def found(settings: Settings) -> str:
+        return places.existing_store_url(settings, tmp_path, environ)
+
+    assert found(Settings()) == f"sqlite:///{own}"
+    service.touch()
+    assert found(Settings()) == f"sqlite:///{service}"
+    assert found(Settings(store=StoreSettings(url="sqlite:///x.db"))) == f"sqlite:///{tmp_path / 'x.db'}"
+    own.parent.mkdir()
+    own.touch()
+    assert found(Settings()) == f"sqlite:///{own}"
+
+
+def test_a_store_of_an_older_version_is_left_to_the_daemon(plain: Desk) -> None:
+    with contextlib.closing(sqlite3.connect(plain.folder / "offsets.db")) as database:
+        database.execute("UPDATE kafkasrcd_version SET version_num = '0002'")
+        database.commit()
+        ended = plain.run("list")
+        assert ended.code == ExitCode.CONFIG
+        assert "older kafkasrcd (schema 0002" in ended.err
+        assert "kafkasrcd start" in ended.err
+        assert database.execute("SELECT version_num FROM kafkasrcd_version").fetchone() == ("0002",)
+
+
+def test_in_a_database_of_the_users_own(plain: Desk) -> None:
+    plain.settings["commit_strategy"] = "on_checkpoint"
+    (found,) = plain.bury(letter(7))
+    with contextlib.closing(sqlite3.connect(plain.folder / "offsets.db")) as database:
+        database.execute("CREATE TABLE orders (id)")
+        database.commit()
+    assert plain.run("discard", found, "--reason", "x").code == ExitCode.OK
+    assert plain.states() == ["discarded"]
 
 
 @pytest.mark.parametrize("content", [b"no database " * 100, b""], ids=["no database", "empty"])
