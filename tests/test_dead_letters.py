@@ -17,6 +17,8 @@ from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter
 from kafkasrcd.storage.opening import open_dead_letters, open_store
 from kafkasrcd.workers.control import LetterRefused, Quarantined
 from kafkasrcd.workers.failure_policy import failure_policy
+from kafkasrcd.workers.formats import Format
+from kafkasrcd.workers.formats import Kind as FormatKind
 from kafkasrcd.workers.frame import Columns, RecordError
 from kafkasrcd.workers.ring import DEAD_LETTERED, FAILURES, HANDLED
 from tests.runner_rig import KINDS, Kind, Partition, Rig, settings_of
@@ -295,3 +297,11 @@ def test_settings_that_are_unset_keep_letters_where_the_store_does() -> None:
     assert failure_policy(Settings()) is OnFailure.DEAD_LETTER
     memory = Settings(store=StoreSettings(url="memory://"))
     assert failure_policy(memory) is OnFailure.STOP
+
+
+def test_a_letter_names_the_schema_that_its_value_names() -> None:
+    registered = Format(kind=FormatKind.AVRO)
+    assert registered.schema_id(b"\0\0\0\1\2rest") == 258
+    assert [registered.schema_id(raw) for raw in (None, b"", b"\0\0\0", b"\1\0\0\1\2")] == [None] * 4
+    assert Format(kind=FormatKind.AVRO, schema="order.avsc").schema_id(b"\0\0\0\1\2rest") is None
+    assert Format(kind=FormatKind.JSON).schema_id(b"\0\0\0\1\2rest") is None

@@ -264,7 +264,7 @@ def test_a_value_of_any_depth_harms_nobody(tmp_path: Path) -> None:
         "fields": [{"name": "text", "type": "string"}, {"name": "leaves", "type": {"type": "array", "items": "Tree"}}],
     }
     (tmp_path / "tree.avsc").write_text(json.dumps(tree))
-    value = {"text": "x" * 5_000, "leaves": [{"text": "a", "leaves": []}] * 20}
+    value: dict[str, Any] = {"text": "x" * 5_000, "leaves": [{"text": "a", "leaves": []}] * 20}
     assert Travel(folder=tmp_path, value_format="avro", value_schema="tree.avsc")(avro(tree, value)) == [value]
 
 

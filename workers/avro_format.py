@@ -13,8 +13,8 @@ from fastavro.schema import load_schema, parse_schema
 
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.workers import extensions
-from kafkasrcd.workers.formats import Format, Shape
-from kafkasrcd.workers.registered import HEADER_BYTES, Registered
+from kafkasrcd.workers.formats import HEADER_BYTES, Format, Shape
+from kafkasrcd.workers.registered import Registered
 from kafkasrcd.workers.schema_cache import SchemaCache
 from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 

@@ -122,7 +122,7 @@ class PartitionCursor:
         self._log = log
         self._random = random.Random()  # noqa: S311 - for jitter
         formats = Formats(settings)
-        self._value_format = formats.value(bind.topic).name
+        self._value_format = formats.value(bind.topic)
         try:
             self._decode_key = key_decoder_of(formats.key(bind.topic))
         except ConfigurationError as error:
@@ -337,7 +337,8 @@ class PartitionCursor:
             key=columns.raw_key(index),
             value=value,
             headers=None if columns.headers is None else columns.headers[index],
-            value_format=self._value_format,
+            value_format=self._value_format.name,
+            schema_id=self._value_format.schema_id(value),
             error=failure.error,
             reason=as_text(failure.reason),
             traceback=as_text(failure.traceback),

@@ -18,6 +18,9 @@ from kafkasrcd.settings import FormatSettings, Settings
 from kafkasrcd.workers.topic_matcher import topic_matcher
 
 CUSTOM_PREFIX: Final = "custom:"
+HEADER_BYTES: Final = 5
+MAGIC: Final = 0
+"""A registry's serializers write this byte first, then the schema's id, big-endian."""
 
 
 class Kind(StrEnum):
@@ -73,6 +76,12 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     def needs_registry(self) -> bool:
         """Whether records say in a header which of a registry's schemas they were written with."""
         return self.kind in WITH_SCHEMA and not self.schema
+
+    def schema_id(self, raw: bytes | None) -> int | None:
+        """Which of a registry's schemas ``raw`` says it was written with; None where it does not say."""
+        if not self.needs_registry or raw is None or len(raw) < HEADER_BYTES or raw[0] != MAGIC:
+            return None
+        return int.from_bytes(raw[1:HEADER_BYTES])
 
 
 JSON: Final = Format(kind=Kind.JSON)

@@ -9,9 +9,9 @@ import jsonschema_rs
 import orjson
 
 from kafkasrcd.errors import ConfigurationError
-from kafkasrcd.workers.formats import Format, Shape
+from kafkasrcd.workers.formats import HEADER_BYTES, Format, Shape
 from kafkasrcd.workers.reasons import SaysWhere, path_of
-from kafkasrcd.workers.registered import HEADER_BYTES, Registered
+from kafkasrcd.workers.registered import Registered
 from kafkasrcd.workers.schema_cache import SchemaCache
 from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 

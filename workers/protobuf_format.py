@@ -19,8 +19,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.workers import extensions
-from kafkasrcd.workers.formats import Format, Shape
-from kafkasrcd.workers.registered import HEADER_BYTES, Registered, check_header
+from kafkasrcd.workers.formats import HEADER_BYTES, Format, Shape
+from kafkasrcd.workers.registered import Registered, check_header
 from kafkasrcd.workers.schema_cache import SchemaCache
 from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 

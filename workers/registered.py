@@ -1,16 +1,14 @@
 """Values whose header names their schema: what each schema reads with is looked up once."""
 
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from kafkasrcd.workers.formats import HEADER_BYTES, MAGIC
 from kafkasrcd.workers.reasons import SaysWhere
 from kafkasrcd.workers.schema_cache import Complete, SchemaCache
 from kafkasrcd.workers.schema_document import NoSuchSchema, SchemaDocument
 
 T = TypeVar("T")
-
-HEADER_BYTES: Final = 5
-_MAGIC: Final = 0
 
 
 class WrongSchema(SaysWhere):
@@ -37,7 +35,7 @@ class Registered(Generic[T]):
     def need(self, raw: bytes) -> None:
         """Have the schema of ``raw`` here. Raises RegistryAway; says nothing of what is wrong with ``raw``."""
         header = raw[:HEADER_BYTES]
-        if header in self._known or len(header) < HEADER_BYTES or header[0] != _MAGIC:
+        if header in self._known or len(header) < HEADER_BYTES or header[0] != MAGIC:
             return
         number = int.from_bytes(header[1:])
         try:
@@ -65,7 +63,7 @@ class Registered(Generic[T]):
 
 def check_header(raw: bytes) -> int:
     """The id in the header of ``raw``. Raises ValueError where it has none."""
-    if len(raw) < HEADER_BYTES or raw[0] != _MAGIC:
+    if len(raw) < HEADER_BYTES or raw[0] != MAGIC:
         begins = f"it begins with {raw[:HEADER_BYTES].hex(' ')}" if raw else "it is empty"
         raise ValueError(
             f"no schema registry's header ({begins}): no registry's serializer wrote it; for a schema from a file set "
