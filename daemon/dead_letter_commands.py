@@ -18,7 +18,7 @@ import msgspec
 
 from kafkasrcd.daemon.configuration_options import STORE_SETTINGS, with_configuration
 from kafkasrcd.daemon.dead_letter_selection import in_words, refuse_both, with_filter, with_letter_ids
-from kafkasrcd.errors import BrokerUnavailable, KafkasrcdError
+from kafkasrcd.errors import KafkasrcdError
 from kafkasrcd.storage.dead_letters import LetterFilter, LetterState, StoredLetter, as_text
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def replay(
             with _one_by_one("replaying", chosen) as letters:
                 for letter_id in letters:
                     outcomes[replaying.replay(letter_id, wanted.states[0])] += 1
-        except BrokerUnavailable:
+        except KafkasrcdError:
             _summary(outcomes[Outcome.REPLAYED])
             raise
     _summary(outcomes[Outcome.REPLAYED])

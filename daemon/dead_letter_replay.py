@@ -63,19 +63,20 @@ class Replay:
             return Outcome.NOT_OURS
         try:
             place = self._producer.produce(found.letter, target)
-        except (DeadLetterRefused, BrokerUnavailable) as error:
-            self._reopen(found, str(error))
-            if isinstance(error, BrokerUnavailable):
-                raise
+        except DeadLetterRefused as refusal:
+            self._say(self._reopen(found, str(refusal)))
             return Outcome.REFUSED
+        except BrokerUnavailable as error:
+            raise BrokerUnavailable(self._reopen(found, str(error))) from error
         return self._finish(found, place)
 
-    def _reopen(self, found: StoredLetter, why: str) -> None:
-        self._say(f"{name_of(found)} is not replayed, and open: {why}")
+    def _reopen(self, found: StoredLetter, why: str) -> str:
+        """What there is to say of it."""
         try:
             self._end(found, LetterState.OPEN, f"not replayed: {why}")
         except StoreUnavailable as error:
             raise StoreUnavailable(f"{name_of(found)} is not replayed, but stays replaying: {error}") from error
+        return f"{name_of(found)} is not replayed, and open: {why}"
 
     def _finish(self, found: StoredLetter, place: str) -> Outcome:
         try:

@@ -27,7 +27,7 @@ from kafkasrcd.daemon.dead_letter_commands import export, list_letters
 from kafkasrcd.daemon.dead_letter_lines import LINE_VERSION, LetterLine, WholeLetterLine
 from kafkasrcd.daemon.dead_letter_replay import Outcome, Replay
 from kafkasrcd.daemon.exit_codes import ExitCode
-from kafkasrcd.errors import BrokerUnavailable, DeadLetterRefused
+from kafkasrcd.errors import BrokerUnavailable, DeadLetterRefused, StoreUnavailable
 from kafkasrcd.message import encode_headers
 from kafkasrcd.settings import Settings, StoreSettings
 from kafkasrcd.storage.dead_letter_store import DeadLetterStore
@@ -655,13 +655,30 @@ def test_what_is_not_produced_is_open_again(desk: Desk, error: Exception) -> Non
     said: list[str] = []
     replay = Replay(desk.store, Produced(desk.store, error), "ops@a, pid 1", lambda each: each.topic, said.append)
     if isinstance(error, BrokerUnavailable):
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailable) as raised:
             replay.replay(found, LetterState.OPEN)
+        said.append(str(raised.value))
     else:
         assert replay.replay(found, LetterState.OPEN) is Outcome.REFUSED
     after = desk.get(found)
     assert (after.state, after.note) == (LetterState.OPEN, f"not replayed: {error}")
     assert said == [f"dead letter {found} (orders[1]@7) is not replayed, and open: {error}"]
+
+
+def test_a_store_that_goes_away_meanwhile_leaves_it_replaying(plain: Desk) -> None:
+    (found,) = plain.bury(letter(7))
+    file = plain.folder / "offsets.db"
+
+    class MovesTheStore:
+        def produce(self, letter: DeadLetter, topic: str) -> str:
+            file.rename(plain.folder / "elsewhere.db")
+            return "orders[0]@1"
+
+    replay = Replay(plain.store, MovesTheStore(), "ops@a, pid 1", lambda each: each.topic, lambda _: None)
+    with pytest.raises(StoreUnavailable, match=r"is replayed as orders\[0\]@1, but stays replaying"):
+        replay.replay(found, LetterState.OPEN)
+    (plain.folder / "elsewhere.db").rename(file)
+    assert plain.states() == ["replaying"]
 
 
 def test_of_two_who_take_up_the_same_letter_one_does(desk: Desk) -> None:
@@ -792,6 +809,29 @@ def test_killed_amid_a_replay_and_taken_up_again(kafka: KafkaCluster, topic: str
     assert total in (400, 401), "only the one in hand may be there twice"
     if total == 400:
         assert sorted(value or b"" for _, _, _, value, _, _ in found) == sorted(b'{"n": %d}' % n for n in range(400))
+
+
+def test_a_broker_that_is_away_meanwhile_ends_it_with_every_letter_open_or_replayed(
+    kafka: KafkaCluster, topic: str, on_kafka: Desk
+) -> None:
+    on_kafka.bury(*(recent(offset, topic) for offset in range(400)))
+    command = on_kafka.start("replay", "--to-topic", "--yes")
+    try:
+        wait_until(lambda: "replayed" in on_kafka.states(), DEADLINE_SECONDS, "the first letter")
+        kafka.freeze_broker(0)
+        out, err = command.communicate(timeout=60)
+    finally:
+        kafka.thaw_broker(0)
+        command.kill()
+        command.communicate()
+    assert command.returncode == ExitCode.UNAVAILABLE, err
+    assert set(on_kafka.states()) == {"open", "replayed"}
+    assert out.split()[0] == str(on_kafka.states().count("replayed"))
+    assert re.match(r"kafkasrcd: dead letter \d+ \(.*\) is not replayed, and open: no broker has confirmed it", err)
+    assert err.count("\n") == 1
+    assert len([each for each in on_kafka.store.find(LetterFilter()) if "may have taken it" in each.note]) == 1
+    kafka.wait_ready()
+    assert on_kafka.run("replay", "--to-topic", "--yes").code == ExitCode.OK
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
