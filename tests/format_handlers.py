@@ -8,7 +8,9 @@ from kafkasrcd import Deserializer, Message
 
 
 def keep(message: Message[Any]) -> None:
-    """Write the record down, as Python would show it."""
+    """Write the record down, as Python would show it; raise where it says so."""
+    if message.payload == {"name": "raise"}:
+        raise ValueError("told to")
     line = (message.topic, message.partition, message.offset, message.key, message.payload, message.headers.items_all())
     path = os.path.join(os.environ["LEDGER_FOLDER"], f"kept-{os.getpid()}")
     descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)

@@ -11,6 +11,8 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
+from kafkasrcd.storage.dead_letters import LetterFilter
+from kafkasrcd.storage.opening import open_dead_letters
 from tests.daemon_process import COMMAND, ROOT, DaemonProcess
 from tests.format_handlers import Kept
 from tests.kafka_cluster import KafkaCluster, Record
@@ -87,6 +89,29 @@ def test_avro_values_and_keys_and_bad_ones_among_them(
     ]
     assert records[1].headers == (("h", b"1"), ("h", None), ("h", b"2"))
     assert "its key: ValueError: no schema registry's header" in undecodable[0]["message"]
+
+
+def test_dead_letters_have_what_kafka_has(
+    kafka: KafkaCluster, schema_registry: RegistryServer, topic: str, tmp_path: Path
+) -> None:
+    good, key = (
+        avro(schema_registry, topic, {"name": "ann"}),
+        avro(schema_registry, topic, {"name": "k"}, MessageField.KEY),
+    )
+    raised = avro(schema_registry, topic, {"name": "raise"})
+    records = [(key, good[:5] + b"\xff"), (b"no key", good), (key, raised), (key, good)]
+    kafka.produce(topic, [Record(0, *record) for record in records])
+    settings = ("value_format=avro", "key_format=avro", f"schema_registry.url={schema_registry.url}")
+    with daemon(kafka, topic, tmp_path, *settings, "handler.on_failure=dead_letter", "max_retries=0") as running:
+        running.wait_caught_up({0: 4, 1: 0})
+    store = open_dead_letters(f"sqlite:///{tmp_path / 'offsets.db'}", topic, 5_000)
+    try:
+        letters = sorted((each.letter for each in store.find(LetterFilter())), key=lambda letter: letter.offset)
+    finally:
+        store.close()
+    assert [(letter.key, letter.value) for letter in letters] == records[:3]
+    assert [letter.reason.partition(":")[0] for letter in letters[:2]] == ["cannot be deserialized"] * 2
+    assert [each.payload for each in kept(tmp_path)] == [{"name": "ann"}]
 
 
 def test_a_registry_that_is_away_is_waited_for_with_what_it_alone_knows(

@@ -117,7 +117,7 @@ def test_every_setting_it_names_exists() -> None:
 
     last_parts = {name.rpartition(".")[2] for name in FIELDS}
     last_parts |= {name for field in FIELDS.values() for name in field.rows}
-    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", README))
+    named = set(re.findall(r"`(?!kafkasrcd_)([a-z]+(?:_[a-z]+)+)`", README))  # tables are called kafkasrcd_…
     values = {value.value for values in (CommitStrategy, Kind) for value in values}
     assert named <= last_parts | values, named - last_parts - values
 
