@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 CONTROL_SETTINGS = ("group_id", "supervisor.runtime_directory", "supervisor.control_socket")
 """All that a command needs which only talks to a running daemon."""
 
+STORE_SETTINGS = ("group_id", "commit_strategy", "store.url", "store.busy_timeout_ms")
+"""All that a command needs which only looks into the offset store."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -2,7 +2,15 @@
 
 from enum import IntEnum
 
-from kafkasrcd.errors import ConfigurationError, GroupError, KafkasrcdError, NotRunning, StoreUnavailable, WorkerError
+from kafkasrcd.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    GroupError,
+    KafkasrcdError,
+    NotRunning,
+    StoreUnavailable,
+    WorkerError,
+)
 
 
 class ExitCode(IntEnum):
@@ -33,7 +41,7 @@ def exit_code_for(error: KafkasrcdError) -> ExitCode:
             return ExitCode.NOT_RUNNING
         case ConfigurationError():
             return ExitCode.CONFIG
-        case StoreUnavailable() | GroupError():
+        case StoreUnavailable() | GroupError() | BrokerUnavailable():
             return ExitCode.UNAVAILABLE
         case WorkerError():
             return ExitCode.SOFTWARE

@@ -10,6 +10,9 @@ from kafkasrcd.settings import Settings
 _SERVICE_DIRECTORY = Path("/run/kafkasrcd")
 """What RuntimeDirectory= in the systemd unit makes."""
 
+_SERVICE_STORE = Path("/var/lib/kafkasrcd/offsets.db")
+"""In what StateDirectory= makes."""
+
 
 def store_url(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> str:
     """``store.url``; its relative path made relative to the configuration file, and the default where it is empty.
@@ -23,6 +26,19 @@ def store_url(settings: Settings, base_directory: Path, environ: Mapping[str, st
     if url.startswith(prefix):
         return prefix + str(base_directory / url.removeprefix(prefix))
     return url
+
+
+def existing_store_url(settings: Settings, base_directory: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """As ``store_url``, for a command run by hand: where there is no store in the default place of this user, it is the
+    service's that is meant."""
+    url = store_url(settings, base_directory, environ)
+    if settings.store.url or Path(url.removeprefix("sqlite:///")).exists():
+        return url
+    try:
+        there = _SERVICE_STORE.exists()
+    except PermissionError:
+        there = True  # the database says who may
+    return f"sqlite:///{_SERVICE_STORE}" if there else url
 
 
 def schema_directory(environ: Mapping[str, str] = os.environ) -> Path:

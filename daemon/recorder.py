@@ -20,6 +20,7 @@ from kafkasrcd.daemon.reached import Reached
 from kafkasrcd.daemon.start_points import StartPoint, StartPoints
 from kafkasrcd.errors import StaleAssignment, StoreError
 from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.dead_letters import LetterCount
 from kafkasrcd.storage.offset_store import Advance, Layout, OffsetStore, TopicPartition
 
 T = TypeVar("T")
@@ -95,6 +96,10 @@ class Recorder:
     async def broker_answers(self, seconds: float) -> bool:
         """Whether some broker answers within ``seconds``."""
         return await self._run(lambda: self._kafka.call(lambda consumer: broker_answers(consumer, seconds)).result())
+
+    async def open_letters(self) -> list[LetterCount]:
+        """How many dead letters are open. Raises StoreError where that cannot be found out now."""
+        return await self._run(lambda: self._offsets.open_letters())
 
     def close(self) -> None:
         """Close the store, behind whatever is still going on; returns at once."""

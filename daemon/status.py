@@ -2,6 +2,8 @@
 
 import msgspec
 
+from kafkasrcd.storage.dead_letters import LetterCount
+
 STATUS_VERSION = 1
 
 
@@ -67,6 +69,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state``: ``starting``, ``joining``, ``running``, ``stopping``. ``problems``: one sentence each, what is wrong
     with the daemon as a whole (broker or store unreachable, since when) and what to do; empty when healthy.
+    ``dead_letters``: some seconds old, most first; empty also where letters are not kept in the store.
     """
 
     version: int = STATUS_VERSION
@@ -81,3 +84,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     total_commits: int
     partitions: list[PartitionStatus]
     handlers: list[HandlerStatus]
+    dead_letters: list[LetterCount] = []

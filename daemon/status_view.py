@@ -12,6 +12,9 @@ from kafkasrcd.daemon.status import PartitionStatus, Status
 _PIPE_WIDTH: Final = 1_000
 """Into a pipe or a file goes everything, at the width it has."""
 
+_MOST_LETTER_LINES: Final = 5
+"""Of kinds of dead letters; what is wrong with the daemon must not scroll away."""
+
 
 def print_status(status: Status) -> None:
     """Print it once to standard output."""
@@ -33,8 +36,9 @@ def status_view(status: Status, width: int) -> RenderableType:
         for partition in status.partitions
         if partition.problem
     ]
+    lines += _dead_letters(status)
     if status.partitions:
-        lines.append(_partitions(status, wide=width >= 140))
+        lines.append(_partitions(status, wide=width >= 156))
     lines.append(_processes(status))
     return Group(*lines)
 
@@ -57,6 +61,23 @@ def _problem(text: str) -> Text:
     return Text.assemble(("! ", "bold red"), text)
 
 
+def _dead_letters(status: Status) -> list[RenderableType]:
+    """Nothing is wrong with the daemon where there are some; someone has to look all the same."""
+    lines: list[RenderableType] = []
+    for found in status.dead_letters[:_MOST_LETTER_LINES]:
+        letters = f"{found.count:,} dead letter{'s' if found.count > 1 else ''}"
+        lines.append(_notice(f"{letters} of {found.topic}: {found.error} (kafkasrcd dead-letters list)"))
+    others = status.dead_letters[_MOST_LETTER_LINES:]
+    if others:
+        rest = f"{sum(found.count for found in others):,} dead letters"
+        lines.append(_notice(f"{rest} of other topics and errors (kafkasrcd dead-letters list)"))
+    return lines
+
+
+def _notice(text: str) -> Text:
+    return Text.assemble(("! ", "bold yellow"), text)
+
+
 def _partitions(status: Status, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("partition", no_wrap=True)
@@ -68,6 +89,8 @@ def _partitions(status: Status, *, wide: bool) -> Table:
             *names,
             "messages",
             "failed",
+            "skipped",
+            "dead",
             "MB",
             "commit",
             "handler",
@@ -105,6 +128,8 @@ def _figures(partition: PartitionStatus, status: Status, *, wide: bool) -> list[
         *core,
         f"{partition.messages:,}",
         f"{partition.failures:,}",
+        f"{partition.skipped:,}",
+        f"{partition.dead_lettered:,}",
         f"{partition.bytes / 1e6:,.1f}",
         commit,
         "all" if len(partition.handlers) > 1 else "".join(map(str, partition.handlers)) or "-",

@@ -22,6 +22,7 @@ from kafkasrcd.daemon.lifecycle import State
 from kafkasrcd.daemon.membership import Membership
 from kafkasrcd.daemon.notify import Notifier
 from kafkasrcd.daemon.one_host import check_one_host
+from kafkasrcd.daemon.open_letters import OpenLetters
 from kafkasrcd.daemon.places import schema_directory
 from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.daemon.status import Status
@@ -92,6 +93,7 @@ class Supervisor:
         self._handlers = self._assignment.handlers = HandlerPool(
             settings, layout, base_directory, self._fork_server, store_url, self._assignment
         )
+        self._letters = OpenLetters(settings, self._recorder.open_letters)
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
 
@@ -180,6 +182,7 @@ class Supervisor:
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
                 self._handlers.watch(now)
+                self._letters.watch(now, store_answers=not recording.store_problem)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
                 if self._state is DaemonState.JOINING:
@@ -240,6 +243,7 @@ class Supervisor:
         self._assignment.closing = True
         self._notifier.stopping(self._settings.supervisor.drain_timeout_seconds + 3 * _LEAVE_SECONDS)
         self._broker.stop()
+        self._letters.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         if membership is not None:
             draining = f"draining {len(self._assignment.partitions)} partitions"
@@ -310,6 +314,7 @@ class Supervisor:
             total_commits=self._assignment.recording.total_commits,
             partitions=partitions,
             handlers=handlers,
+            dead_letters=self._letters.counts,
         )
 
     def _problems(self) -> list[str]:

@@ -63,6 +63,11 @@ class DeadLetterRows:
         )
         return [_stored(row) for row in connection.execute(statement)]
 
+    def ids(self, connection: Connection, wanted: LetterFilter) -> list[int]:
+        """Those of ``wanted``, ascending."""
+        statement = select(dead_letters.c.id).where(*self._where(wanted)).order_by(dead_letters.c.id)
+        return list(connection.scalars(statement))
+
     def count(self, connection: Connection, wanted: LetterFilter) -> int:
         """How many are of ``wanted``."""
         return connection.scalar(select(func.count()).select_from(dead_letters).where(*self._where(wanted))) or 0
@@ -85,11 +90,14 @@ class DeadLetterRows:
         after: LetterState,
         by: str,
         note: str,
+        seen: str | None = None,
     ) -> bool:
-        """Bring it from one of ``before`` to ``after``; False where it is in none of those, or not there."""
+        """Bring it from one of ``before`` to ``after``; False where it is in none of those, or not there, or changed
+        last by another than ``seen``."""
         statement = (
             update(dead_letters)
             .where(*self._where(LetterFilter(ids=(letter_id,), states=tuple(before))))
+            .where(*([] if seen is None else [dead_letters.c.changed_by == seen]))
             .values(state=after.value, changed_ms=self._now_ms(), changed_by=by, note=note)
         )
         return connection.execute(statement).rowcount == 1

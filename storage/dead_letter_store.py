@@ -37,6 +37,11 @@ class DeadLetterStore:
             after = page[-1].id
             left = None if left is None else left - len(page)
 
+    def ids(self, wanted: LetterFilter) -> list[int]:
+        """Those of ``wanted``, ascending, without their records."""
+        with self._database.reading() as connection:
+            return self._rows.ids(connection, wanted)
+
     def count(self, wanted: LetterFilter) -> int:
         """How many are of ``wanted``."""
         with self._database.reading() as connection:
@@ -48,12 +53,20 @@ class DeadLetterStore:
             return self._rows.open_counts(connection)
 
     def change(
-        self, letter_id: int, before: Sequence[LetterState], after: LetterState, *, by: str, note: str = ""
+        self,
+        letter_id: int,
+        before: Sequence[LetterState],
+        after: LetterState,
+        *,
+        by: str,
+        note: str = "",
+        seen: str | None = None,
     ) -> bool:
         """Bring the letter from one of ``before`` to ``after``; False where it is in none of those, or not there: of
-        two who try it, one does."""
+        two who try it, one does. ``seen``: only where its last change is still that of this ``changed_by``, which tells
+        two apart who bring it from a state to the same one."""
         with self._database.writing(durable=True) as connection:
-            return self._rows.change(connection, letter_id, before, after, by, note)
+            return self._rows.change(connection, letter_id, before, after, by, note, seen)
 
     def close(self) -> None:
         """Give back connections."""

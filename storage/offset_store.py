@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from kafkasrcd.errors import StoreError
+from kafkasrcd.storage.dead_letters import LetterCount
 
 
 class TopicPartition(msgspec.Struct, frozen=True, order=True):
@@ -137,6 +138,10 @@ class OffsetStore(ABC):
     @abstractmethod
     def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
         """``(at_ms, next_offset)``, milliseconds since 1970, oldest first."""
+
+    def open_letters(self) -> list[LetterCount]:
+        """How many dead letters of this group are open; none where the store keeps none."""
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -14,16 +14,24 @@ MEMORY_URL = "memory://"
 
 
 def open_dead_letters(
-    url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False
+    url: str,
+    group_id: str,
+    busy_timeout_ms: int,
+    *,
+    shared_with_effects: bool = False,
+    must_exist: bool = False,
 ) -> "DeadLetterStore":
-    """The dead letters of ``group_id`` in the store at ``url``. As ``open_store``, but that ``memory://`` has none."""
+    """The dead letters of ``group_id`` in the store at ``url``. As ``open_store``, but that ``memory://`` has none.
+
+    ``must_exist``: nothing is created or brought up to date; ``ConfigurationError`` where that would be needed.
+    """
     if url == MEMORY_URL:
         raise ConfigurationError(
             "store.url is memory://, which keeps no dead letters: name a database, or set handler.dead_letter_topic"
         )
     from kafkasrcd.storage.dead_letter_store import DeadLetterStore
 
-    return DeadLetterStore(_open_database(url, busy_timeout_ms, shared_with_effects), group_id)
+    return DeadLetterStore(_open_database(url, busy_timeout_ms, shared_with_effects, must_exist), group_id)
 
 
 def open_store(url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False) -> OffsetStore:
@@ -41,16 +49,16 @@ def open_store(url: str, group_id: str, busy_timeout_ms: int, *, shared_with_eff
     return SqlOffsetStore(_open_database(url, busy_timeout_ms, shared_with_effects), group_id)
 
 
-def _open_database(url: str, busy_timeout_ms: int, shared: bool) -> "Database":
+def _open_database(url: str, busy_timeout_ms: int, shared: bool, must_exist: bool = False) -> "Database":
     # The imports are here, so that what keeps its offsets in memory does not load SQLAlchemy (0.2 s).
     if url.startswith(("sqlite:", "sqlite+")):
         from kafkasrcd.storage.sqlite import SqliteDatabase
 
-        return SqliteDatabase(url, busy_timeout_ms, shared=shared)
+        return SqliteDatabase(url, busy_timeout_ms, shared=shared, must_exist=must_exist)
     if url.startswith(("postgresql:", "postgresql+")):
         from kafkasrcd.storage.postgresql import PostgresqlDatabase
 
-        return PostgresqlDatabase(url, busy_timeout_ms)
+        return PostgresqlDatabase(url, busy_timeout_ms, must_exist=must_exist)
     # Its scheme only: the rest may hold a password.
     scheme = url.partition(":")[0]
     raise ConfigurationError(

@@ -10,7 +10,7 @@ from sqlalchemy.pool import QueuePool
 
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
 from kafkasrcd.storage.refusals import Conflict
-from kafkasrcd.storage.schema import ensure_schema
+from kafkasrcd.storage.schema import ensure_schema, require_schema
 from kafkasrcd.storage.sql_store import Database
 
 _OLDEST: Final = 140_000
@@ -134,10 +134,11 @@ class PostgresqlDatabase(Database):
 
     Opening it creates what is missing of the tables. Raises ``ConfigurationError`` where it cannot be used until
     someone changes something, ``StoreUnavailable`` where another attempt may succeed. After a lost connection the next
-    transaction has a new one.
+    transaction has a new one. ``must_exist``: nothing is created or changed, and ``ConfigurationError`` says what is
+    missing.
     """
 
-    def __init__(self, url: str, busy_timeout_ms: int) -> None:
+    def __init__(self, url: str, busy_timeout_ms: int, *, must_exist: bool = False) -> None:
         self._url = postgresql_url(url)
         self._engine: Engine = create_engine(
             self._url,
@@ -151,8 +152,11 @@ class PostgresqlDatabase(Database):
         try:
             with self._explained(at_start=True), self._engine.begin() as connection:
                 self._refuse_an_old_server(connection)
-                connection.execute(_SCHEMA_LOCK)
-                ensure_schema(connection, shown(self._url), shared=True)
+                if must_exist:
+                    require_schema(connection, shown(self._url), shared=True)
+                else:
+                    connection.execute(_SCHEMA_LOCK)
+                    ensure_schema(connection, shown(self._url), shared=True)
         except BaseException:
             self.close()
             raise

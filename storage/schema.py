@@ -29,6 +29,9 @@ HEAD: Final = "0003"
 _BEFORE_ALEMBIC: Final = "kafkasrcd_schema"
 """Told a database of ours from a foreign one before there were migrations; its tables are those of revision 0001."""
 
+FIRST_START: Final = "the first `kafkasrcd start` makes it; or check store.url, and as which user this runs"
+"""What is missing, and the cure, for who does not make it."""
+
 metadata = MetaData()
 
 version = Table("kafkasrcd_version", MetaData(), Column("version_num", String(32), primary_key=True))
@@ -133,6 +136,22 @@ def found_revision(connection: Connection, name: str, *, shared: bool) -> str | 
             "name another place in store.url"
         )
     return None
+
+
+def require_schema(connection: Connection, name: str, *, shared: bool) -> None:
+    """Raise ``ConfigurationError`` where our tables are not there at ``HEAD``.
+
+    For who looks at what a daemon keeps, and neither makes a store nor migrates one under a daemon of another version.
+    Changes nothing.
+    """
+    revision = found_revision(connection, name, shared=shared)
+    if revision is None:
+        raise ConfigurationError(f"{name} is no offset store yet: {FIRST_START}")
+    if revision != HEAD:
+        raise ConfigurationError(
+            f"{name} was written by an older kafkasrcd (schema {revision or 'of before there were numbers'}, this one "
+            f"needs {HEAD}): the next `kafkasrcd start` brings it up to date"
+        )
 
 
 def ensure_schema(connection: Connection, name: str, *, shared: bool) -> None:

@@ -8,6 +8,8 @@ from sqlalchemy import Connection
 
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.clock import wall_clock_ms
+from kafkasrcd.storage.dead_letter_rows import DeadLetterRows
+from kafkasrcd.storage.dead_letters import LetterCount
 from kafkasrcd.storage.offset_rows import OffsetRows
 from kafkasrcd.storage.offset_store import WHOLE, Advance, Claim, Layout, OffsetStore, StoredOffset, TopicPartition
 
@@ -52,6 +54,7 @@ class SqlOffsetStore(OffsetStore):
         self._database = database
         self._group_id = group_id
         self._rows = OffsetRows(group_id, now_ms)
+        self._letters = DeadLetterRows(group_id, now_ms)
 
     def claim(
         self, topic_partitions: Sequence[TopicPartition], owner: str, layout: Layout = WHOLE
@@ -87,6 +90,10 @@ class SqlOffsetStore(OffsetStore):
     def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
         with self._database.reading() as connection:
             return self._rows.history(connection, topic_partition)
+
+    def open_letters(self) -> list[LetterCount]:
+        with self._database.reading() as connection:
+            return self._letters.open_counts(connection)
 
     def close(self) -> None:
         self._database.close()

@@ -12,7 +12,7 @@ from sqlalchemy import URL, Connection, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, StoreUnavailable
-from kafkasrcd.storage.schema import ensure_schema, found_revision
+from kafkasrcd.storage.schema import FIRST_START, ensure_schema, found_revision, require_schema
 from kafkasrcd.storage.sql_store import Database
 from kafkasrcd.storage.turns import Turns, locked
 
@@ -52,9 +52,10 @@ class SqliteDatabase(Database):
     Opening it creates what is missing: the folder (0700), the file (0600) and the tables. Raises
     ``ConfigurationError`` where the database is not ours (nor ``shared`` with other tables) or cannot be written,
     ``StoreUnavailable`` where it may be usable later. A write blocks up to ``busy_timeout_ms`` for the write lock.
+    ``must_exist``: nothing is created or changed, and ``ConfigurationError`` says what is missing.
     """
 
-    def __init__(self, url: str, busy_timeout_ms: int, *, shared: bool = False) -> None:
+    def __init__(self, url: str, busy_timeout_ms: int, *, shared: bool = False, must_exist: bool = False) -> None:
         self.path = path = sqlite_path(url)
         self._busy_timeout_ms = busy_timeout_ms
         self._shared = shared
@@ -68,7 +69,7 @@ class SqliteDatabase(Database):
         )
         try:
             with self._explained(at_start=True):
-                self._identity = self._open()
+                self._identity = self._look() if must_exist else self._open()
         except BaseException:
             self.close()
             raise
@@ -121,6 +122,14 @@ class SqliteDatabase(Database):
         with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
             ensure_schema(connection, str(self.path), shared=self._shared)
         return opened
+
+    def _look(self) -> tuple[int, int]:
+        found = identity(self.path)
+        if found is None:
+            raise ConfigurationError(f"there is no offset store at {self.path}: {FIRST_START}")
+        with self._transaction("BEGIN") as connection:
+            require_schema(connection, str(self.path), shared=self._shared)
+        return found
 
     def _turn_on_wal(self) -> None:
         """The mode is kept in the file. Changing it needs the file alone, and SQLite does not wait for that itself."""

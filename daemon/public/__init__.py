@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kafkasrcd.deserializer import Deserializer
     from kafkasrcd.errors import (
         AssignmentLost,
+        BrokerUnavailable,
         ConfigurationError,
         DeadLetterRefused,
         DeserializationError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AssignmentLost",
     "BatchFailed",
+    "BrokerUnavailable",
     "CommitStrategy",
     "ConfigurationError",
     "DeadLetterRefused",

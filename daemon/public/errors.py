@@ -78,6 +78,10 @@ class GroupError(KafkasrcdError):
     """The consumer group could not be joined, or a commit was not accepted."""
 
 
+class BrokerUnavailable(KafkasrcdError):
+    """No broker answers, or none lets us in. A command that needs one exits with 69."""
+
+
 class AssignmentLost(GroupError):
     """The group gave the partition to another member."""
 
