@@ -26,8 +26,6 @@ from tests.waiting import wait_until
 LEFT_BEHIND_DEADLINE_SECONDS = 2.0
 TOPIC_NAME_LIMIT = 249  # Kafka's own
 
-_skipped = pytest.StashKey[Counter[str]]()
-
 
 @pytest.fixture(scope="session")
 def kafka() -> Generator[KafkaCluster]:
@@ -149,11 +147,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     if os.environ.get("CI", "").lower() in ("true", "1"):
         pytest.fail(missing[0], pytrace=False)
-    skipped = item.config.stash.setdefault(_skipped, Counter[str]())
-    skipped[missing[0]] += 1
     pytest.skip(missing[0])
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for reason, count in config.stash.get(_skipped, Counter[str]()).items():
-        terminalreporter.write_line(f"{count} SKIPPED: {reason}", yellow=True, bold=True)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test wrote may be no text; a report that goes to another process has to be."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = {kafka_missing(), registry_missing(), postgres_missing()} - {None}
+    skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
+    said = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in skipped if isinstance(report.longrepr, tuple)
+    )
+    for reason, count in said.items():
+        if reason in reasons:
+            terminalreporter.write_line(f"{count} SKIPPED: {reason}", yellow=True, bold=True)
