@@ -4,6 +4,8 @@
 # make chaos SEED=7 MINUTES=3: faults at random for so long; SEEDS=1-10 for several, STRATEGY=, ORDERING= for one of each
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Tests mostly wait: two at a time, each with servers of its own. 0 is one at a time, in this process.
+TEST_PROCESSES ?= 2
 SEED ?= 1
 MINUTES ?= 3
 STRATEGY ?= both
@@ -27,7 +29,7 @@ demo: $(STAMP)
 	$(RUN)/kafkasrcd demo $(if $(BROKERS),--brokers $(BROKERS))
 
 test: lint types $(STAMP)
-	$(RUN)/python -m pytest $(PYTEST_ARGS)
+	$(RUN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 unit: $(STAMP)
 	$(RUN)/python -m pytest -m 'not kafka' $(PYTEST_ARGS)

@@ -16,7 +16,14 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from kafkasrcd.errors import DeadLetterRefused, HandlerError, KafkasrcdError, StoreError, StoreUnavailable
+from kafkasrcd.errors import (
+    DeadLetterRefused,
+    HandlerError,
+    HandlerMisuse,
+    KafkasrcdError,
+    StoreError,
+    StoreUnavailable,
+)
 from kafkasrcd.storage import postgresql, sqlite
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.dead_letter_rows import DeadLetterRows
@@ -208,7 +215,7 @@ def take_over(dialect: Dialect) -> None:
     """Have SQLAlchemy's own commit and rollback raise: they are not the handler's to call, nor needed by ours."""
 
     def refuse(_: object) -> NoReturn:
-        raise HandlerError(
+        raise HandlerMisuse(
             "the handler has called commit() or rollback() on the transaction it was given: kafkasrcd commits, "
             "together with the offsets; raise an exception to have the call rolled back"
         )

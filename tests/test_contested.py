@@ -39,7 +39,7 @@ def test_the_groups_owner_claims_anew(
         daemon = stack.enter_context(DaemonProcess(tmp_path, kafka.bootstrap, topic_name, target, settings=settings))
         daemon.wait_running(PARTITIONS)
         daemon.wait_status(lambda status: sum(each.messages for each in status.partitions) > 300, "records")
-        store = open_store(url, topic_name, 5_000)
+        store = open_store(url, topic_name, 5_000, shared_with_effects=not periodic)
         stack.callback(store.close)
         late = store.claim([TopicPartition(topic_name, 0)], "frozen:1", layout_of(Ordering.PARTITION, 2))
         epoch = next(iter(late.values())).assignment_epoch

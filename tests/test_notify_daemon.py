@@ -105,7 +105,7 @@ def daemon_of(
     folder = systemd.path.parent
     (folder / "notified_handler.py").write_text(handler)
     environment = {"NOTIFY_SOCKET": str(systemd.path), "WATCHDOG_USEC": watchdog}
-    settings = (*QUICK_SESSION, "handler.processes=1", "max_retries=0")
+    settings = (*QUICK_SESSION, "handler.processes=1", "max_retries=0", "handler.on_failure=stop")
     return DaemonProcess(folder, brokers, topic, "notified_handler:handle", settings=settings, environment=environment)
 
 

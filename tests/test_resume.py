@@ -163,7 +163,13 @@ def test_on_checkpoint_a_record_that_fails_behind_others_records_is_tried_again(
 ) -> None:
     """Its slot was recorded as far as the others are, beyond its own last record: that is no other owner's doing."""
     (tmp_path / "transactions.py").write_text(IN_TRANSACTION)
-    settings = ("commit_strategy=on_checkpoint", "handler.ordering=none", "max_retries=3", "retry_backoff_ms=500")
+    settings = (
+        "commit_strategy=on_checkpoint",
+        "handler.ordering=none",
+        "max_retries=3",
+        "retry_backoff_ms=500",
+        "handler.on_failure=stop",
+    )
     with _daemon(kafka, topic, tmp_path, *settings, target="transactions:append") as daemon:
         _produce(kafka, topic, 2)
         daemon.wait_caught_up({0: 2})

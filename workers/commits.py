@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kafkasrcd.errors import HandlerError
+from kafkasrcd.errors import HandlerMisuse
 from kafkasrcd.message import Message, commit_through
 from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.cursor import PartitionCursor
@@ -70,7 +70,7 @@ def refuse_message_commits(strategy: str) -> None:
     """Have ``message.commit()`` raise in this process: with ``strategy`` it would not do what it says."""
 
     def refuse(message: Message[Any]) -> None:
-        raise HandlerError(
+        raise HandlerMisuse(
             f"message.commit() is for commit_strategy manual, and this is {strategy}: leave it out, or set "
             "commit_strategy"
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.errors import ConfigurationError, HandlerMisuse
 from kafkasrcd.outcomes import RetryLater
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.clock import wall_clock_ms
@@ -296,6 +296,9 @@ class PartitionCursor:
         said = _printable("".join(traceback.format_exception_only(error)).strip())
         trace = _printable("".join(traceback.format_exception(error)))
         failure = Failure(class_name(type(error)), f"{self.target.name} raised {said}", trace)
+        if isinstance(error, HandlerMisuse):
+            self._stop_before(columns.offsets[index], failure)
+            return None
         return self._given_up(columns, index, failure, attempts, first_ms)
 
     def buried(self, letter: DeadLetter) -> None:
@@ -321,8 +324,7 @@ class PartitionCursor:
     ) -> DeadLetter | None:
         offset = columns.offsets[index]
         if self._on_failure is OnFailure.STOP:
-            self.failed = failure.reason
-            self.failed_offset = offset
+            self._stop_before(offset, failure)
             return None
         if self._on_failure is OnFailure.SKIP:
             self.cells[SKIPPED] += 1
@@ -348,6 +350,10 @@ class PartitionCursor:
             host=socket.gethostname(),
             version=installed_version(),
         )
+
+    def _stop_before(self, offset: int, failure: Failure) -> None:
+        self.failed = failure.reason
+        self.failed_offset = offset
 
     def _pass_over(self, offset: int, event: str, what: str, reason: str) -> None:
         self.finish(offset)

@@ -1,5 +1,6 @@
 """What the configuration says about a record whose handler raised."""
 
+from kafkasrcd.errors import HandlerMisuse
 from kafkasrcd.outcomes import Reject
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.opening import MEMORY_URL
@@ -13,14 +14,15 @@ def failure_policy(settings: Settings) -> OnFailure:
 
 
 class NeverAgain:
-    """Which exceptions are not worth another attempt: ``Reject``, and those of ``handler.non_retryable``."""
+    """Which exceptions are not worth another attempt: ``Reject``, ``HandlerMisuse``, and those of
+    ``handler.non_retryable``."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = frozenset(names)
 
     def __call__(self, error: BaseException) -> bool:
         """By the names of its class and of those it comes from, with or without their module."""
-        if isinstance(error, Reject):
+        if isinstance(error, (Reject, HandlerMisuse)):
             return True
         if not self._names:
             return False

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.errors import ConfigurationError, HandlerMisuse
 from kafkasrcd.message import Message
 from kafkasrcd.settings import HandlerSettings
 from kafkasrcd.workers.formats import JSON, Format, Formats, Kind, Shape
@@ -183,14 +183,16 @@ def _no_such_payload(name: str, form: Format, payload_type: Any, error: TypeErro
 
 
 def refuse_awaitable(returned: object) -> None:
-    """Raise TypeError where a plain handler returned a coroutine: nobody awaits it, and nothing would have been done.
+    """Raise HandlerMisuse where a plain handler returned a coroutine: nobody awaits it, and nothing would be done.
 
     What else it returns is its own business. A wrapper around an async function can be told only when it is called.
     """
     if hasattr(type(returned), "__await__"):
         if inspect.iscoroutine(returned):
             returned.close()
-        raise TypeError("it returned a coroutine, which nobody awaits; declare the function that is named async def")
+        raise HandlerMisuse(
+            "it returned a coroutine, which nobody awaits; declare the function that is named async def"
+        )
 
 
 def _body(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -92,3 +92,8 @@ class DeadLetterRefused(KafkasrcdError):
 
 class HandlerError(KafkasrcdError):
     """The user's handler raised; ``__cause__`` is what it raised."""
+
+
+class HandlerMisuse(HandlerError):
+    """The handler uses kafkasrcd in a way that no record would make right. Its partition stops, whatever ``on_failure``
+    says: otherwise a slip in the code would make dead letters of a whole topic."""
