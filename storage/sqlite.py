@@ -79,14 +79,8 @@ class SqliteDatabase(Database):
         """Alone from its start on. The log is written in order, and a durable one takes all before it to the disk."""
         with self._explained():
             self._refuse_a_replaced_file()
-            synchronous = f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}"
-            if self._turns is None:
-                with self._transaction(synchronous, "BEGIN IMMEDIATE") as connection:
-                    yield connection
-            else:
-                with self._transaction(synchronous) as connection:
-                    begin_in_turn(connection, self._turns, self._busy_timeout_ms)
-                    yield connection
+            with self._write_transaction("FULL" if durable else "NORMAL") as connection:
+                yield connection
 
     @contextmanager
     def claiming(self, group_id: str) -> Iterator[Connection]:
@@ -112,6 +106,18 @@ class SqliteDatabase(Database):
                 connection.exec_driver_sql(statement)
             yield connection
 
+    @contextmanager
+    def _write_transaction(self, synchronous: str) -> Iterator[Connection]:
+        """Where handlers write effects, in this writer's turn: it would not get the lock before they rest."""
+        begin = (f"PRAGMA synchronous={synchronous}",)
+        if self._turns is None:
+            with self._transaction(*begin, BEGIN_TO_WRITE) as connection:
+                yield connection
+        else:
+            with self._transaction(*begin) as connection:
+                begin_in_turn(connection, self._turns, self._busy_timeout_ms)
+                yield connection
+
     def _open(self) -> tuple[int, int] | None:
         _create_file(self.path)
         opened = identity(self.path)
@@ -119,7 +125,7 @@ class SqliteDatabase(Database):
         with self._transaction("BEGIN") as connection:
             found_revision(connection, str(self.path), shared=self._shared)
         self._turn_on_wal()
-        with self._transaction("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE") as connection:
+        with self._write_transaction("FULL") as connection:
             ensure_schema(connection, str(self.path), shared=self._shared)
         return opened
 

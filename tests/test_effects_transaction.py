@@ -223,6 +223,9 @@ def test_processes_with_open_transactions_leave_others_a_turn(database: Database
             began = time.monotonic()
             store.claim(PARTITIONS[PROCESSES : PROCESSES + 4], "host-b")
             assert time.monotonic() - began < FAIR_SECONDS
+            began = time.monotonic()
+            open_store(url, store_processes.GROUP, timeout_ms, shared_with_effects=True).close()
+            assert time.monotonic() - began < FAIR_SECONDS, "to open it is to write, too"
         claims = store.claim(names, "host-b")
         said = [answer(process, pipe) for process, pipe in started]
         committed = [claims[name].next_offset or 0 for name in names]
