@@ -166,7 +166,7 @@ def test_what_is_not_worth_another_attempt_gets_none(
         letters.wait_done(rig, partition, 3)
         (found,) = letters.found()
         assert (found.offset, found.attempts) == (1, 1)
-        assert found.error == ("kafkasrcd.outcomes.Reject" if isinstance(error, Reject) else "KeyError")
+        assert found.error == ("kafkasrcd.Reject" if isinstance(error, Reject) else "KeyError")
         letters.close()
 
 

@@ -32,3 +32,7 @@ class BatchFailed(Exception):
     def __init__(self, failed: Sequence[Message[Any]], reason: str = "") -> None:
         super().__init__(reason or f"{len(failed)} records of the batch failed")
         self.failed = tuple(failed)
+
+
+for _outcome in (Reject, RetryLater, BatchFailed):
+    _outcome.__module__ = "kafkasrcd"  # as they are imported, in logs and dead letters
