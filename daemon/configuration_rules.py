@@ -32,6 +32,8 @@ _BROKER = re.compile(
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LEAST_TIMEOUT_SECONDS = 60
+"""Twice what a connection takes to be given up (25 s, and the lock_timeout)."""
 _MOST_DIGITS = 18
 """What surely fits Kafka's offsets, of 63 bits."""
 
@@ -200,6 +202,12 @@ def _strategy(settings: Settings) -> Iterator[Problem]:
         if settings.store.url == "memory://":
             text = "with commit_strategy 'on_checkpoint' it is the database of the handler's effects, not memory://"
             yield Problem("store.url", text, involves)
+        if 0 < handler.timeout_seconds < _LEAST_TIMEOUT_SECONDS:
+            text = (
+                f"with commit_strategy 'on_checkpoint' at least {_LEAST_TIMEOUT_SECONDS}: a call may wait so long for "
+                "a database that does not answer, and its record would be blamed"
+            )
+            yield Problem("handler.timeout_seconds", text, involves)
         if handler.threads > 1:
             text = "with commit_strategy 'on_checkpoint' at most 1: a transaction runs one statement at a time"
             yield Problem("handler.threads", text, involves)

@@ -5,6 +5,8 @@ import os
 import time
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess
 from kafkasrcd.daemon.lifecycle import ENDED, State, transition
@@ -277,7 +279,9 @@ class Partition:
     def quarantine(self, record: Quarantined) -> None:
         """Have handler processes that begin from now on not handle that record."""
         processed = self.processed or 0
-        self.quarantined = (*(each for each in self.quarantined if each.offset >= processed), record)
+        # All of them travel in one packet: of earlier ones the stacks, which are in the log, stay behind.
+        before = [msgspec.structs.replace(each, traceback="") for each in self.quarantined if each.offset >= processed]
+        self.quarantined = (*before, record)
 
     def count_crash(self, offset: int) -> int:
         """How often the record at ``offset`` was in flight when its handler process died."""

@@ -306,3 +306,8 @@ def test_a_letter_names_the_schema_that_its_value_names() -> None:
     assert [registered.schema_id(raw) for raw in (None, b"", b"\0\0\0", b"\1\0\0\1\2")] == [None] * 4
     assert Format(kind=FormatKind.AVRO, schema="order.avsc").schema_id(b"\0\0\0\1\2rest") is None
     assert Format(kind=FormatKind.JSON).schema_id(b"\0\0\0\1\2rest") is None
+
+
+def test_what_failed_of_a_batch_is_named_by_its_messages() -> None:
+    with pytest.raises(TypeError, match="the messages"):
+        BatchFailed([3])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,9 @@
 """Records that end, or hold up, the process that handles them, on a real broker: they become dead letters, and the
 records around them are handled as if they were not there."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -144,7 +146,12 @@ def test_dead_letters_go_to_a_topic_as_they_were(kafka: KafkaCluster, topic: str
 def test_a_partition_waits_for_a_topic_that_takes_nothing(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
     _produce(kafka, topic, 0, [PLAIN, _do("raise"), PLAIN])
     _produce(kafka, topic, 1, [PLAIN] * 3)
-    settings = ("handler.dead_letter_topic={topic}.DLQ", "handler.dead_letter_store=false")
+    # The topic is waited for longer than a call may take: that is no call.
+    settings = (
+        "handler.dead_letter_topic={topic}.DLQ",
+        "handler.dead_letter_store=false",
+        "handler.timeout_seconds=1",
+    )
     with _daemon(kafka, topic, tmp_path, *settings) as daemon:
         status = daemon.wait_status(
             lambda status: status.partitions and status.partitions[0].problem, "the problem in the status", 60
@@ -155,8 +162,28 @@ def test_a_partition_waits_for_a_topic_that_takes_nothing(kafka: KafkaCluster, t
         kafka.create_topic(f"{topic}.DLQ", partitions=1)
         status = daemon.wait_caught_up({0: 3, 1: 3})
         assert status.partitions[0].problem == ""
+        assert status.handlers[0].restarts == 0
         assert daemon.terminate() == 0
     assert [value for _, value, _ in _read(kafka, f"{topic}.DLQ", 1)] == [_do("raise")]
+
+
+def test_a_store_that_refuses_a_letter_puts_none_into_the_topic(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    """Each further attempt would be one more there."""
+    kafka.create_topic(f"{topic}.DLQ", partitions=1)
+    with _daemon(kafka, topic, tmp_path, "handler.dead_letter_topic={topic}.DLQ") as daemon:
+        daemon.wait_running(2)
+        with closing(sqlite3.connect(tmp_path / "offsets.db", timeout=10)) as store:
+            store.execute("ALTER TABLE kafkasrcd_dead_letters RENAME TO elsewhere")
+        _produce(kafka, topic, 0, [b"no JSON"])
+        daemon.wait_status(lambda status: len(daemon.events("dead_letter_refused")) > 1, "a further attempt", 60)
+        with closing(sqlite3.connect(tmp_path / "offsets.db", timeout=10)) as store:
+            store.execute("ALTER TABLE elsewhere RENAME TO kafkasrcd_dead_letters")
+        daemon.wait_caught_up({0: 1, 1: 0})
+        assert daemon.terminate() == 0
+    assert [each.offset for each in _letters(tmp_path, topic)] == [0]
+    assert kafka.end_offsets(f"{topic}.DLQ") == {0: 1}
 
 
 Found = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]

@@ -286,8 +286,8 @@ class AsyncCheckpoints(Checkpoints):
         return partial(self._call, cursor)
 
     async def bury_async(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
-        await asyncio.to_thread(self._keep_letter, letter)
         await self._bury(cursor, letter)
+        await asyncio.to_thread(self._keep_letter, letter)
 
     async def turn_async(self) -> float:
         return await self._turn()
@@ -312,8 +312,8 @@ class PlainCheckpoints(Checkpoints):
         return lambda argument: _at_once(self._call(cursor, argument))
 
     def bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
-        self._keep_letter(letter)
         _at_once(self._bury(cursor, letter))
+        self._keep_letter(letter)
 
     def turn(self) -> float:
         return _at_once(self._turn())

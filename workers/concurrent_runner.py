@@ -26,7 +26,7 @@ from kafkasrcd.workers.frame import Columns
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
 from kafkasrcd.workers.handler_target import HandlerTarget, refuse_awaitable
 from kafkasrcd.workers.prefix import Prefix
-from kafkasrcd.workers.ring import CALLED_AT, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, STARTED
+from kafkasrcd.workers.ring import BURYING, CALLED_AT, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, STARTED
 
 _AHEAD: Final = 8
 """Records taken from a ring, waiting in lanes or being handled, for each that may be handled at once: behind a key with
@@ -360,7 +360,7 @@ class _Slot:
     async def _bury(self, lane: _Lane, letter: DeadLetter) -> None:
         """Keep the dead letter of the lane's first record, or of its batch's."""
         cursor, bindings = self.cursor, self.runner.bindings
-        if not self._take(letter.offset):
+        if not self._take(letter.offset, is_call=False):
             self._later(lane)
             return
         try:
@@ -447,8 +447,9 @@ class _Slot:
             # Nobody cancelled this lane: something that the handler waited for was.
             raise HandlerError("what it waited for was cancelled") from error
 
-    def _take(self, offset: int) -> bool:
-        """Into the handler's hands; False where the slot stands still. The cell first, then the lease."""
+    def _take(self, offset: int, *, is_call: bool = True) -> bool:
+        """Into the handler's hands or, for its dead letter, into ours; False where the slot stands still. The cell
+        first, then the lease."""
         cursor = self.cursor
         cells = cursor.cells
         if self._in_hands == 0:
@@ -460,8 +461,10 @@ class _Slot:
         self._in_hands += 1
         self.runner.in_hands += 1
         cells[IN_HANDS] = self._in_hands
-        self._calls[offset] = boottime_ns()
-        cells[CALLED_AT] = next(iter(self._calls.values()))
+        if is_call:
+            self._calls[offset] = boottime_ns()
+        cells[CALLED_AT] = next(iter(self._calls.values()), 0)
+        cells[BURYING] = not self._calls
         if offset >= cells[STARTED]:
             cells[STARTED] = offset + 1
         return True
@@ -472,6 +475,7 @@ class _Slot:
         self.cursor.cells[IN_HANDS] = self._in_hands
         self._calls.pop(offset, None)
         self.cursor.cells[CALLED_AT] = next(iter(self._calls.values()), 0)
+        self.cursor.cells[BURYING] = self._in_hands > 0 and not self._calls
         if self._in_hands == 0:
             self.cursor.put_back()
 

@@ -25,7 +25,7 @@ from kafkasrcd.workers.handler_target import HandlerTarget
 from kafkasrcd.workers.partition_memory import KEEPS_CELL, PartitionMemory
 from kafkasrcd.workers.payload import Decode, key_decoder_of, refusing
 from kafkasrcd.workers.prefix import Prefix
-from kafkasrcd.workers.reasons import reason_of
+from kafkasrcd.workers.reasons import printable, reason_of, text_of
 from kafkasrcd.workers.ring import (
     DEAD_LETTERED,
     FAILURES,
@@ -271,7 +271,7 @@ class PartitionCursor:
         self._log.repeated(
             "handler_failed",
             f"{self.target.name} raised {type(error).__name__} at {self.topic}[{self.partition}]@{offsets[0]}: "
-            f"{_text(error)} (attempt {attempts} of {most})",
+            f"{text_of(error)} (attempt {attempts} of {most})",
             same=(self.binding,),
             cause=error,
             offset=offsets[0],
@@ -293,8 +293,8 @@ class PartitionCursor:
         slot stands still before it.
         """
         attempts, first_ms = self._attempts.pop(columns.offsets[index], (1, wall_clock_ms()))
-        said = _printable("".join(traceback.format_exception_only(error)).strip())
-        trace = _printable("".join(traceback.format_exception(error)))
+        said = printable("".join(traceback.format_exception_only(error)).strip())
+        trace = printable("".join(traceback.format_exception(error)))
         failure = Failure(class_name(type(error)), f"{self.target.name} raised {said}", trace)
         if isinstance(error, HandlerMisuse):
             self._stop_before(columns.offsets[index], failure)
@@ -405,16 +405,3 @@ def _of_the_user(trace: TracebackType | None) -> TracebackType | None:
             return trace
         trace = trace.tb_next
     return trace
-
-
-def _text(error: Exception) -> str:
-    """``str(error)``, also where the user's ``__str__`` raises: then it is not a death of the process."""
-    try:
-        return _printable(str(error))
-    except Exception as second:  # noqa: BLE001 - the user's code may raise anything
-        return f"(no text: {type(second).__name__})"
-
-
-def _printable(text: str) -> str:
-    """With what is no Unicode (of a file name) escaped: it could not be sent to the supervisor."""
-    return text.encode(errors="backslashreplace").decode()

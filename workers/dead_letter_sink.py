@@ -29,16 +29,23 @@ class DeadLetterSink:
     def keep(self, letter: DeadLetter) -> None:
         """Returns once every place has it; blocks up to their timeouts.
 
-        Raises StoreUnavailable or DeadLetterRefused where one does not take it now. The topic first: one that the store
-        then refuses is there twice, once it is kept, and not once in the store and never in the topic.
+        Raises StoreUnavailable or DeadLetterRefused where one does not take it now. The store first: there a letter
+        that is kept again is still one, and in the topic it would be one more with each attempt.
         """
         with self._one_at_a_time:
-            if self._settings.handler.dead_letter_topic:
-                if self._topic is None:
-                    self._topic = DeadLetterTopic(self._settings)
-                self._topic.produce(letter)
             if self._to_store:
                 self._opened().bury(letter)
+            if self._settings.handler.dead_letter_topic:
+                self._produce(letter)
+
+    def _produce(self, letter: DeadLetter) -> None:
+        if self._topic is None:
+            self._topic = DeadLetterTopic(self._settings)
+        try:
+            self._topic.produce(letter)
+        except DeadLetterRefused:
+            self._topic = None  # an idempotent producer that has lost a record may be of no more use
+            raise
 
     def _opened(self) -> "DeadLetterStore":
         if self._store is None:

@@ -17,6 +17,7 @@ from typing import Final
 from kafkasrcd.settings import CommitStrategy
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.ring import (
+    BURYING,
     CALLED_AT,
     COMMITTABLE,
     FAILURES,
@@ -98,7 +99,7 @@ class SlotMemory:
     def oldest_call(self) -> int | None:
         """A number that stays while the oldest call of the handler goes on; None where there is none."""
         offset = self.in_flight
-        if offset is None:
+        if offset is None or self.cells[BURYING]:
             return None
         # Where many are in its hands, the oldest record that is not done may be one that waits to be tried again.
         # Where one is, a further attempt is another call.
@@ -120,6 +121,7 @@ class SlotMemory:
         self.cells[IN_FLIGHT] = self.cells[PROCESSED] - 1
         self.cells[IN_HANDS] = 0
         self.cells[CALLED_AT] = 0
+        self.cells[BURYING] = 0
         self.cells[UNSAVED] = 0
 
 

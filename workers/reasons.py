@@ -24,13 +24,13 @@ def reason_of(error: BaseException) -> str:
         match = _AT_PATH.match(text)
         path, what = ("$", text) if match is None else (match["path"], match["what"])
         what = what.replace("`", "")
-        return _printable(f"{path}: {what[:1].lower()}{what[1:]}")
+        return printable(f"{path}: {what[:1].lower()}{what[1:]}")
     if isinstance(error, SaysWhere):
-        return _text(error)
+        return text_of(error)
     pydantic: Any = sys.modules.get("pydantic_core")
     if pydantic is not None and isinstance(error, pydantic.ValidationError):
-        return _printable("; ".join(_of_pydantic(each) for each in error.errors(include_url=False)[:3]))
-    return f"{type(error).__name__}: {_text(error)}"
+        return printable("; ".join(_of_pydantic(each) for each in error.errors(include_url=False)[:3]))
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def path_of(parts: Any) -> str:
@@ -53,14 +53,14 @@ def _of_pydantic(error: Any) -> str:
     return f"{path_of(error['loc'])}: {what[:1].lower()}{what[1:]}"
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """``str(error)``, also where the user's ``__str__`` raises."""
     try:
-        return _printable(str(error))
+        return printable(str(error))
     except Exception as second:  # noqa: BLE001 - the user's code may raise anything
         return f"(no text: {type(second).__name__})"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """With what is no Unicode escaped: it could not be sent to the supervisor."""
     return text.encode(errors="backslashreplace").decode()

@@ -49,6 +49,8 @@ STARTED: Final = 14 * LINE
 IN_HANDS: Final = 15 * LINE
 """How many records (or batches) are in the handler's hands; written where many are at once."""
 DEAD_LETTERED: Final = 16 * LINE
+BURYING: Final = 18 * LINE
+"""1 while a dead letter is being kept: what is in hand then is not in the handler's."""
 CALLED_AT: Final = 17 * LINE
 """Boot time (ns) at which the oldest call that goes on began; written where many are at once, 0 where there is none."""
 

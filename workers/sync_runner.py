@@ -14,7 +14,7 @@ from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
 from kafkasrcd.workers.handler_target import refuse_awaitable
 from kafkasrcd.workers.partition_memory import LEASE
-from kafkasrcd.workers.ring import HANDLED, IN_FLIGHT, PROCESSED, STARTED
+from kafkasrcd.workers.ring import BURYING, HANDLED, IN_FLIGHT, PROCESSED, STARTED
 
 _TURN_NS: Final = 10_000_000
 """A partition's turn while others wait: a thousand no-op records, or one slow one."""
@@ -129,6 +129,7 @@ def _bury(bindings: HandlerBindings, cursor: PartitionCursor, letter: DeadLetter
     if not cursor.memory.leased:
         cursor.put_back()
         return LEASE_WAIT_MS
+    cursor.cells[BURYING] = 1
     try:
         bindings.commits.bury(cursor, letter)
     except HeldUp:
@@ -140,6 +141,8 @@ def _bury(bindings: HandlerBindings, cursor: PartitionCursor, letter: DeadLetter
     else:
         bindings.letter_buried(cursor, letter)
         cursor.put_back()
+    finally:
+        cursor.cells[BURYING] = 0
     return 0
 
 

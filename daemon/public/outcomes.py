@@ -30,6 +30,8 @@ class BatchFailed(Exception):
     """
 
     def __init__(self, failed: Sequence[Message[Any]], reason: str = "") -> None:
+        if not all(isinstance(message, Message) for message in failed):
+            raise TypeError("BatchFailed takes the messages that failed, as the handler was given them")
         super().__init__(reason or f"{len(failed)} records of the batch failed")
         self.failed = tuple(failed)
 
