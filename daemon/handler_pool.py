@@ -11,7 +11,7 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
-from kafkasrcd.daemon.hung_handlers import Hands, Stacks
+from kafkasrcd.daemon.hung_calls import MOST_STACKS, Hands, Stacks
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, WorkerBootError
 from kafkasrcd.settings import OnFailure, Settings
@@ -40,8 +40,6 @@ _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
 _BOOT_ATTEMPTS: Final = 3
 """Further ones for a process that was killed before it was ready."""
-_MOST_STACKS: Final = 8_000
-"""Characters: what is quarantined goes along with each binding, in one packet."""
 
 
 class HandlerEvents(Protocol):
@@ -326,7 +324,7 @@ class HandlerPool:
                 error="HandlerTimeout" if slot.killed_for else "HandlerProcessEnded",
                 reason=reason,
                 attempts=deaths,
-                traceback=slot.stacks.read()[:_MOST_STACKS] if slot.killed_for else "",
+                traceback=slot.stacks.read()[:MOST_STACKS] if slot.killed_for else "",
             )
         )
 

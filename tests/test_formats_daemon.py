@@ -11,7 +11,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from kafkasrcd.storage.dead_letters import LetterFilter
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter
 from kafkasrcd.storage.opening import open_dead_letters
 from tests.daemon_process import COMMAND, ROOT, DaemonProcess
 from tests.format_handlers import Kept
@@ -44,6 +44,15 @@ def kept(folder: Path) -> list[Kept]:
     """What handlers wrote down, by partition and offset."""
     lines = [line for path in folder.glob("kept-*") for line in path.read_text().splitlines()]
     return sorted((Kept(*eval(line)) for line in lines), key=lambda each: each[:3])
+
+
+def letters(folder: Path, topic: str) -> list[DeadLetter]:
+    """The dead letters, by offset."""
+    store = open_dead_letters(f"sqlite:///{folder / 'offsets.db'}", topic, 5_000)
+    try:
+        return sorted((each.letter for each in store.find(LetterFilter())), key=lambda letter: letter.offset)
+    finally:
+        store.close()
 
 
 def wait_kept(folder: Path, count: int) -> list[Kept]:
@@ -104,13 +113,9 @@ def test_dead_letters_have_what_kafka_has(
     settings = ("value_format=avro", "key_format=avro", f"schema_registry.url={schema_registry.url}")
     with daemon(kafka, topic, tmp_path, *settings, "handler.on_failure=dead_letter", "max_retries=0") as running:
         running.wait_caught_up({0: 4, 1: 0})
-    store = open_dead_letters(f"sqlite:///{tmp_path / 'offsets.db'}", topic, 5_000)
-    try:
-        letters = sorted((each.letter for each in store.find(LetterFilter())), key=lambda letter: letter.offset)
-    finally:
-        store.close()
-    assert [(letter.key, letter.value) for letter in letters] == records[:3]
-    assert [letter.reason.partition(":")[0] for letter in letters[:2]] == ["cannot be deserialized"] * 2
+    found = letters(tmp_path, topic)
+    assert [(letter.key, letter.value) for letter in found] == records[:3]
+    assert [letter.reason.partition(":")[0] for letter in found[:2]] == ["cannot be deserialized"] * 2
     assert [each.payload for each in kept(tmp_path)] == [{"name": "ann"}]
 
 
@@ -183,6 +188,60 @@ def test_a_record_that_ends_its_worker_is_refused_after_so_many_deaths(
     assert skipped[0].endswith(
         "@1 is skipped: cannot be deserialized: its deserializer ended the worker 2 times, last with SIGSEGV"
     )
+
+
+@pytest.mark.parametrize("ordering", ["partition", "key"])
+def test_a_record_whose_preparing_never_ends_is_refused_with_the_stacks(
+    kafka: KafkaCluster, topic: str, tmp_path: Path, ordering: str
+) -> None:
+    values = [b"a", b"hang", b"b", b"hang", b"c"]
+    kafka.produce(topic, [Record(0, None, value) for value in values])
+    kafka.produce(topic, [Record(1, None, b"other")])
+    settings = (
+        "value_format=custom:tests.format_handlers:Hanging",
+        "handler.on_failure=dead_letter",
+        "handler.crash_attempts=2",
+        "handler.timeout_seconds=1",
+        f"handler.ordering={ordering}",
+    )
+    with daemon(kafka, topic, tmp_path, *settings) as running:
+        running.wait_caught_up({0: 5, 1: 1})
+        hung = running.events("worker_hung")
+        assert running.terminate() == 0
+    assert [(each.partition, each.payload) for each in kept(tmp_path)] == [(0, "A"), (0, "B"), (0, "C"), (1, "OTHER")]
+    assert sorted(event["offset"] for event in hung) == [1, 1, 3, 3]
+    assert all("format_handlers.py" in event["message"] and " in prepare" in event["message"] for event in hung)
+    found = letters(tmp_path, topic)
+    assert [(each.offset, each.value, each.error, each.attempts) for each in found] == [
+        (1, b"hang", "WorkerTimeout", 2),
+        (3, b"hang", "WorkerTimeout", 2),
+    ]
+    assert found[0].reason.endswith("its deserializer ended the worker 2 times, last by taking longer than 1 s")
+    assert all("format_handlers.py" in each.traceback for each in found)
+
+
+def test_a_registry_that_is_waited_for_and_a_preparing_that_takes_its_time_are_no_hang(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    kafka.produce(topic, [Record(0, None, b"slow"), Record(0, None, b"a")])
+    with RegistryProxy("http://127.0.0.1:9") as proxy:
+        kafka.produce(topic, [Record(1, b"\0\0\0\0\7", b"a")])
+        settings = (
+            "value_format=custom:tests.format_handlers:Hanging",
+            "key_format=avro",
+            f"schema_registry.url={proxy.url}",
+            "handler.timeout_seconds=4",
+        )
+        with daemon(kafka, topic, tmp_path, *settings) as running:
+            wait_kept(tmp_path, 2)
+            waiting = running.wait_status(
+                lambda status: any("its schema is waited for" in each.problem for each in status.partitions), "it waits"
+            )
+            pid = waiting.partitions[1].worker.pid
+            wait_until(lambda: len(proxy.asked) > 6, 30, "questions for more than 6 s")
+            status = running.status()
+            assert status.partitions[1].worker.pid == pid
+            assert running.events("worker_hung") == []
 
 
 def test_config_check_asks_the_registry(

@@ -243,8 +243,10 @@ class PartitionCursor:
             failure = Failure(quarantined.error, quarantined.reason, quarantined.traceback)
             return self._given_up(columns, index, failure, quarantined.attempts, wall_clock_ms())
         value: object = columns.values[index]
+        attempts = 1
         if isinstance(value, RecordError):
-            failure = Failure(value.error, value.reason)
+            failure = Failure(value.error, value.reason, value.traceback)
+            attempts = value.attempts
         else:
             failure = Failure(type(error).__name__, reason_of(error))
         self._log.repeated(
@@ -255,7 +257,7 @@ class PartitionCursor:
             **self.coordinates,
         )
         failure = failure._replace(reason=f"cannot be deserialized: {failure.reason}")
-        return self._given_up(columns, index, failure, 1, wall_clock_ms())
+        return self._given_up(columns, index, failure, attempts, wall_clock_ms())
 
     def raised(self, offsets: Sequence[int], error: Exception, retries: int | None = None) -> int | None:
         """The handler raised for the record (or batch) at ``offsets``: ns until the next attempt, or None where that

@@ -115,10 +115,10 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     non_retryable: list[str] = field(default_factory=list[str])
     """Exceptions, as ``ValueError`` or ``package.module.Error``, after which no further attempt is made."""
     crash_attempts: Positive = 3
-    """How often one record may end its handler process before it has failed for good."""
+    """How often one record may end its handler process, or its worker, before it has failed for good."""
     timeout_seconds: NotNegativeSeconds = 300
-    """How long one call of the handler may take before its process is killed, as if the record had ended it; 0 is for
-    ever."""
+    """How long one call of the handler, or the worker's half of a record's format, may take before its process is
+    killed, as if the record had ended it; 0 is for ever."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
