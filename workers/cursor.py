@@ -104,6 +104,8 @@ class PartitionCursor:
         """Where records are handled one after the other: the one to bury before the next record."""
         self.letter_refusals = 0
         """How often in a row a letter could not be kept."""
+        self.left_out: dict[int, DeadLetter | None] = {}
+        """By offset, records whose bytes did not fit their frame; their letters, once Kafka has given these."""
         self._quarantined = {each.offset: each for each in bind.quarantined}
         self._attempts: dict[int, tuple[int, int]] = {}
         """By offset, how often the handler raised for it (or for the batch that starts there), and when first."""
@@ -191,6 +193,7 @@ class PartitionCursor:
         self._loaded = self.cells[PROCESSED] = self.cells[self.keeps]
         self.retry_at_ns = 0
         self.letter = None
+        self.left_out.clear()
         if self.prefix is not None:
             self.prefix.clear()
         self.put_back()
@@ -303,6 +306,21 @@ class PartitionCursor:
             return None
         return self._given_up(columns, index, failure, attempts, first_ms)
 
+    def whole(self, letter: DeadLetter) -> DeadLetter:
+        """``letter`` with its record's bytes, which Kafka is asked for where they were left out; blocks.
+
+        Raises DeadLetterRefused where they cannot be had now.
+        """
+        if letter.offset not in self.left_out:
+            return letter
+        whole = self.left_out[letter.offset]
+        if whole is None:
+            # Here, since hardly a process ever needs it.
+            from kafkasrcd.workers.record_of_kafka import with_record
+
+            whole = self.left_out[letter.offset] = with_record(letter, self._settings, self._value_format)
+        return whole
+
     def buried(self, letter: DeadLetter) -> None:
         """The letter is kept: its record is passed over."""
         self.letter = None
@@ -358,6 +376,7 @@ class PartitionCursor:
         self.failed_offset = offset
 
     def _pass_over(self, offset: int, event: str, what: str, reason: str) -> None:
+        self.left_out.pop(offset, None)
         self.finish(offset)
         self.commits.given_up(self, offset)
         self._log.repeated(
@@ -382,6 +401,8 @@ class PartitionCursor:
             ]
         for error in errors:
             values[error.index] = error
+            if error.left_out:
+                self.left_out[columns.offsets[error.index]] = None
         columns.raws = columns.values if columns.raws is None else columns.raws
         columns.values = values
 
