@@ -1,5 +1,6 @@
 """Formats in a real daemon, on a real broker and a real registry: what is read, what is waited for, what is refused."""
 
+import base64
 import json
 import subprocess
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.format_handlers import Kept
 from tests.kafka_cluster import KafkaCluster, Record
 from tests.registry_proxy import RegistryProxy
 from tests.registry_server import RegistryServer
+from tests.token_server import TokenServer
 from tests.waiting import wait_until
 
 USER = {"type": "record", "name": "User", "fields": [{"name": "name", "type": "string"}]}
@@ -29,14 +31,16 @@ def topic(kafka: KafkaCluster, topic_name: str) -> str:
     return topic_name
 
 
-def daemon(kafka: KafkaCluster, topic: str, folder: Path, *settings: str, target: str = "keep") -> DaemonProcess:
+def daemon(
+    kafka: KafkaCluster, topic: str, folder: Path, *settings: str, target: str = "keep", **environment: str
+) -> DaemonProcess:
     return DaemonProcess(
         folder,
         kafka.bootstrap,
         topic,
         f"tests.format_handlers:{target}",
         settings=("handler.on_failure=skip", *settings),
-        environment={"XDG_STATE_HOME": str(folder / "state")},
+        environment={"XDG_STATE_HOME": str(folder / "state"), **environment},
     )
 
 
@@ -157,6 +161,35 @@ def test_a_registry_that_is_away_is_waited_for_with_what_it_alone_knows(
                 lambda status: not any(each.problem for each in status.partitions), "nothing to be waited for"
             )
     assert [(each.partition, each.offset) for each in records] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_a_token_that_cannot_be_had_is_waited_for(
+    kafka: KafkaCluster, schema_registry: RegistryServer, topic: str, tmp_path: Path
+) -> None:
+    kafka.produce(topic, [Record(0, None, avro(schema_registry, topic, {"name": "ann"}))])
+    known = "Basic " + base64.b64encode(b"orders:hunter2").decode()
+    with TokenServer(known) as tokens, RegistryProxy(schema_registry.url) as proxy:
+        tokens.answer = (503, b"")
+        settings = (
+            "value_format=avro",
+            f"schema_registry.url={proxy.url}",
+            f"schema_registry.bearer_issuer_endpoint_url={tokens.url}",
+            "schema_registry.bearer_client_id=orders",
+            "schema_registry.bearer_client_secret=${env:SECRET}",
+        )
+        with daemon(kafka, topic, tmp_path, *settings, SECRET="hunter2") as running:
+            status = running.wait_status(
+                lambda status: any(each.problem for each in status.partitions), "a partition that waits"
+            )
+            assert status.partitions[0].problem.startswith(
+                f"offset 0: its schema is waited for: the token endpoint {tokens.url} answers 503"
+            )
+            tokens.answer = None
+            wait_kept(tmp_path, 1)
+            log = running.log_text()
+        assert {each["authorization"] for each in proxy.headers} == {f"Bearer token-{len(tokens.asked)}"}
+    assert "hunter2" not in log
+    assert "token-" not in log
 
 
 def test_a_format_of_one_s_own_and_string_keys(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
