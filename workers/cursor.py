@@ -351,6 +351,7 @@ class PartitionCursor:
             self._pass_over(offset, "record_skipped", "is skipped", failure.reason)
             return None
         value = columns.values[index] if columns.raws is None else columns.raws[index]
+        headers = None if columns.headers is None else columns.headers[index]
         return DeadLetter(
             topic=self.topic,
             partition=self.partition,
@@ -358,9 +359,9 @@ class PartitionCursor:
             timestamp_ms=columns.timestamps[index],
             key=columns.raw_key(index),
             value=value,
-            headers=None if columns.headers is None else columns.headers[index],
+            headers=headers,
             value_format=self._value_format.name,
-            schema_id=self._value_format.schema_id(value),
+            schema_id=self._value_format.schema_id(value, headers),
             error=failure.error,
             reason=as_text(failure.reason),
             traceback=as_text(failure.traceback),
