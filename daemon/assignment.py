@@ -244,11 +244,10 @@ class Assignment:
         """A record failed for the last time: its partition stands still before it."""
         partition.fail(reason, _MEND_AND_RESTART)
 
-    def on_letter_refused(self, partition: Partition, offset: int, reason: str) -> None:
-        """Nothing behind the record is handled before its dead letter is kept."""
+    def on_letter_refused(self, partition: Partition, reason: str) -> None:
+        """Nothing behind the record is handled before its letter is written down."""
         if partition.state in WORKING:
-            waits = f"offset {offset} cannot be dead-lettered, and is waited for: {reason}"
-            partition.problem = waits if reason else ""
+            partition.problem = reason
 
     def on_ring_broken(self, partition: Partition, reason: str) -> None:
         """Replace the ring; what was in it is fetched again."""

@@ -28,7 +28,16 @@ from kafkasrcd.workers.partition_memory import (
     UNKNOWN,
     PartitionMemory,
 )
-from kafkasrcd.workers.ring import COMMITTABLE, DEAD_LETTERED, FAILURES, HANDLED, PROCESSED, SKIPPED
+from kafkasrcd.workers.ring import (
+    COMMITTABLE,
+    DEAD_LETTERED,
+    FAILURES,
+    HANDLED,
+    PROCESSED,
+    REDELIVERED,
+    SCHEDULED,
+    SKIPPED,
+)
 
 _STORES_SETTLE_SECONDS: Final = 0.005
 """After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
@@ -47,14 +56,17 @@ _log = EventLog("partition")
 
 
 class Totals(NamedTuple):
-    """Records handed off and their bytes; what became of them; ``failures``: attempts that raised, and records that
-    could not be deserialized."""
+    """Records handed off and their bytes; what became of them; ``redelivered``: of those put aside before, and of
+    letters that were replayed, how many were handled; ``failures``: attempts that raised, and records that could not be
+    deserialized."""
 
     messages: int = 0
     bytes: int = 0
     succeeded: int = 0
     skipped: int = 0
     dead_lettered: int = 0
+    scheduled: int = 0
+    redelivered: int = 0
     failures: int = 0
 
 
@@ -267,6 +279,8 @@ class Partition:
             past.succeeded + of_slots(HANDLED),
             past.skipped + of_slots(SKIPPED),
             past.dead_lettered + of_slots(DEAD_LETTERED),
+            past.scheduled + of_slots(SCHEDULED),
+            past.redelivered + of_slots(REDELIVERED),
             past.failures + of_slots(FAILURES),
         )
 

@@ -16,6 +16,7 @@ from kafkasrcd.daemon.assignment import Assignment
 from kafkasrcd.daemon.broker_watch import BrokerWatch
 from kafkasrcd.daemon.child_processes import ForkServer
 from kafkasrcd.daemon.control_server import ControlServer
+from kafkasrcd.daemon.due_letters import DueLetters
 from kafkasrcd.daemon.handler_pool import HandlerPool
 from kafkasrcd.daemon.lease_keeper import LeaseKeeper
 from kafkasrcd.daemon.lifecycle import State
@@ -91,9 +92,12 @@ class Supervisor:
         self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)
         self._assignment = Assignment(settings, self._fork_server, self._recorder, base_directory, schema_directory())
         self._handlers = self._assignment.handlers = HandlerPool(
-            settings, layout, base_directory, self._fork_server, store_url, self._assignment
+            settings, layout, base_directory, self._fork_server, store_url, self._assignment, schema_directory()
         )
-        self._letters = OpenLetters(settings, self._recorder.open_letters)
+        self._due = self._handlers.letters = DueLetters(
+            settings, self._assignment.partitions, self._handlers, self._recorder.due_letters
+        )
+        self._letters = OpenLetters(settings, self._recorder.count_letters)
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
 
@@ -182,6 +186,7 @@ class Supervisor:
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
                 self._handlers.watch(now)
+                self._due.watch(store_answers=not recording.store_problem)
                 self._letters.watch(now, store_answers=not recording.store_problem)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
@@ -244,6 +249,7 @@ class Supervisor:
         self._notifier.stopping(self._settings.supervisor.drain_timeout_seconds + 3 * _LEAVE_SECONDS)
         self._broker.stop()
         self._letters.stop()
+        self._due.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         if membership is not None:
             draining = f"draining {len(self._assignment.partitions)} partitions"
@@ -314,7 +320,8 @@ class Supervisor:
             total_commits=self._assignment.recording.total_commits,
             partitions=partitions,
             handlers=handlers,
-            dead_letters=self._letters.counts,
+            dead_letters=self._letters.open,
+            retrying=self._letters.retrying,
         )
 
     def _problems(self) -> list[str]:

@@ -24,6 +24,7 @@ from kafkasrcd.workers.ring import (
     HEAD,
     IN_FLIGHT,
     IN_HANDS,
+    LETTER,
     LINE,
     PAGE,
     PROCESSED,
@@ -122,6 +123,7 @@ class SlotMemory:
         self.cells[IN_HANDS] = 0
         self.cells[CALLED_AT] = 0
         self.cells[BURYING] = 0
+        self.cells[LETTER] = 0
         self.cells[UNSAVED] = 0
 
 

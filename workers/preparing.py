@@ -76,16 +76,19 @@ class Preparation:
             if message.offset() in self._refused:
                 continue
             try:
-                value, key = message.value(), message.key()
-                if self._values is not None and value is not None:
-                    self._values.need(_bytes(value))
-                if self._keys is not None and key is not None:
-                    self._keys.need(_bytes(key))
+                self.need(message.value(), message.key())
             except Exception:
                 if index == 0:
                     raise
                 return index
         return len(messages)
+
+    def need(self, value: object, key: object) -> None:
+        """See that a record with these can be prepared now; raises RegistryAway where it cannot."""
+        if self._values is not None and value is not None:
+            self._values.need(_bytes(value))
+        if self._keys is not None and key is not None:
+            self._keys.need(_bytes(key))
 
     def prepare(self, columns: Columns) -> Columns:
         """``columns`` with what the handler builds from. A record that cannot be prepared is an error in its place."""
