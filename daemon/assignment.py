@@ -14,6 +14,7 @@ import msgspec
 
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
 from kafkasrcd.daemon.handler_pool import HandlerPool, describe_exit
+from kafkasrcd.daemon.hung_workers import HungWorkers
 from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.daemon.recorder import Recorder
@@ -70,6 +71,7 @@ class Assignment:
         self._fork_server = fork_server
         self._recorder = recorder
         self.recording = Recording(settings, recorder, self.partitions, self.on_fenced)
+        self._hung_workers = HungWorkers(settings.handler.timeout_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = EventLog("assignment")
 
@@ -157,7 +159,8 @@ class Assignment:
             lambda exit_code: self._on_worker_exit(partition, child, exit_code),
         )
         partition.worker = child
-        child.send(self._setup)
+        partition.hands.clear()
+        child.send(self._setup, (self._hung_workers.stacks.fd,))
         child.send(
             StartWorker(
                 topic=name.topic,
@@ -167,10 +170,16 @@ class Assignment:
                 layout=self.handlers.layout,
                 layers=partition.reached().carried,
                 shape=self.handlers.shape(name.topic),
-                refused=tuple(partition.refused.items()),
+                refused=partition.deadly.refused,
             ),
             (memory.fd, partition.bell, *self.handlers.bells(partition)),
         )
+
+    def watch(self, now: float) -> None:
+        """Now and then, ``now`` in monotonic seconds: end workers that have had a record for too long."""
+        for partition in self.partitions.values():
+            if self._hung_workers.look(partition, now):
+                self._begin_task(self._hung_workers.end(partition))
 
     # ---- what workers and handlers say -------------------------------------------------------------------------
 
@@ -190,14 +199,14 @@ class Assignment:
     def _on_worker_exit(self, partition: Partition, child: ChildProcess, exit_code: int) -> None:
         if partition.worker is not child or partition.state not in WORKING or partition.moving:
             return
-        refused = partition.worker_ended(describe_exit(exit_code))
+        refused = partition.worker_ended(f"with {describe_exit(exit_code)}")
         if refused is not None:
             self._log.error(
                 "record_refused",
-                f"{partition.name}@{refused} is not prepared again: {partition.refused[refused]}",
+                f"{partition.name}@{refused.offset} is not prepared again: {refused.reason}",
                 topic=partition.name.topic,
                 partition=partition.name.partition,
-                offset=refused,
+                offset=refused.offset,
             )
         delay = partition.backoff.next_delay()
         if delay is None:

@@ -11,7 +11,7 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
-from kafkasrcd.daemon.hung_handlers import Hands, Stacks
+from kafkasrcd.daemon.hung_calls import MOST_STACKS, Hands, Stacks
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, WorkerBootError
 from kafkasrcd.settings import OnFailure, Settings
@@ -44,8 +44,6 @@ _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
 _BOOT_ATTEMPTS: Final = 3
 """Further ones for a process that was killed before it was ready."""
-_MOST_STACKS: Final = 8_000
-"""Characters: what is quarantined goes along with each binding, in one packet."""
 
 
 class HandlerEvents(Protocol):
@@ -113,7 +111,7 @@ class HandlerSlot:
         """The process that was in it."""
         if not self.killed_for:
             return HowEnded("HandlerProcessEnded", f"ended with {describe_exit(exit_code)}", "")
-        return HowEnded("HandlerTimeout", self.killed_for, self.stacks.read()[:_MOST_STACKS])
+        return HowEnded("HandlerTimeout", self.killed_for, self.stacks.read()[:MOST_STACKS])
 
 
 class HandlerPool:

@@ -9,7 +9,9 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess
-from kafkasrcd.daemon.lifecycle import ENDED, State, transition
+from kafkasrcd.daemon.deadly_records import DeadlyRecords
+from kafkasrcd.daemon.hung_calls import Hands
+from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State, transition
 from kafkasrcd.daemon.reached import Reached, beyond
 from kafkasrcd.daemon.rolling_rate import RollingRate
 from kafkasrcd.daemon.start_points import StartPoint
@@ -104,10 +106,12 @@ class Partition:
         self._least: list[int] = []
         """For each slot, the furthest that it was seen done: it may read lower, once a record comes behind offsets
         that held none."""
-        self.refused: dict[int, str] = {}
-        """Offsets of records that have ended workers while they were prepared, and what is said of each."""
-        self._preparing_offset = -1
-        self._preparing_deaths = 0
+        self.hands = Hands()
+        """What the worker prepares, and for how long already."""
+        self.hung_stacks: str | None = None
+        """Of a worker that is killed, since what it prepares does not end; None for any other."""
+        self.deadly = DeadlyRecords(settings.handler)
+        """Those that have ended workers."""
         self.quarantined: tuple[Quarantined, ...] = ()
         """Records that have ended their handler process too often."""
         self._crash_offset = -1
@@ -303,20 +307,24 @@ class Partition:
         self._crash_offset = offset
         return self._crashes
 
-    def worker_ended(self, how: str) -> int | None:
-        """Count its end against the record that it was preparing; the offset of one that the next worker refuses."""
-        if self.memory is None or self.memory.cells[PREPARING] == UNKNOWN:
+    @property
+    def preparing(self) -> int | None:
+        """Offset of the record that the worker prepares, or None."""
+        if self.memory is None or self.state not in WORKING or self.memory.cells[PREPARING] == UNKNOWN:
             return None
-        offset, self.memory.cells[PREPARING] = self.memory.cells[PREPARING], UNKNOWN
-        self._preparing_deaths = self._preparing_deaths + 1 if offset == self._preparing_offset else 1
-        self._preparing_offset = offset
-        if self._preparing_deaths < self._settings.handler.crash_attempts:
+        return self.memory.cells[PREPARING]
+
+    def worker_ended(self, how: str) -> Quarantined | None:
+        """Count its end against the record that it was preparing; that record, where the next worker refuses it."""
+        stacks, self.hung_stacks = self.hung_stacks, None
+        offset = self.preparing
+        if self.memory is None or offset is None:
             return None
-        times = "once" if self._preparing_deaths == 1 else f"{self._preparing_deaths} times, last"
-        self.refused = {at: reason for at, reason in self.refused.items() if at >= self.memory.position}
-        self.refused[offset] = f"its deserializer ended the worker {times} with {how}"
-        self.backoff.forget()
-        return offset
+        self.memory.cells[PREPARING] = UNKNOWN
+        refused = self.deadly.count(offset, how, stacks, self.memory.position)
+        if refused is not None:
+            self.backoff.forget()
+        return refused
 
     def drop_memory(self) -> None:
         """Nothing runs in it any more."""

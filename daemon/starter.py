@@ -52,7 +52,8 @@ target = "handlers:handle"
 # A topic for dead letters, besides the store, such as "{topic}.DLQ".
 # dead_letter_topic = ""
 
-# One call may take so long; then its process is killed, and its record counted as the cause.
+# One call, of the handler or a deserializer, may take so long; then its process is killed, and its record counted as
+# the cause.
 # timeout_seconds = 300.0
 
 [supervisor]

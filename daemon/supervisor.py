@@ -185,6 +185,7 @@ class Supervisor:
                 self._watch_membership(membership)
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
+                self._assignment.watch(now)
                 self._handlers.watch(now)
                 self._due.watch(store_answers=not recording.store_problem)
                 self._letters.watch(now, store_answers=not recording.store_problem)

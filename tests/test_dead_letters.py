@@ -214,15 +214,17 @@ def test_a_quarantined_record_is_not_handled(letters: Letters) -> None:
     assert rig.handled == [0, 1, 3, 4]
 
 
-def test_what_a_worker_could_not_hand_off_is_kept_without_its_bytes(letters: Letters) -> None:
+def test_what_a_worker_refuses_is_kept_with_its_attempts_and_stacks(letters: Letters) -> None:
     rig = letters.rig()
     partition = rig.partition()
-    error = RecordError(1, "RecordTooLarge", "a record of 9 MB")
-    rig.publish(partition, Columns(range(3), [1] * 3, [b"1", None, b"1"], [b"k"] * 3, errors=[error]))
+    error = RecordError(1, "WorkerTimeout", "it hung", 3, "there")
+    raws = [b"1", b"raw", b"1"]
+    rig.publish(partition, Columns(range(3), [1] * 3, [b"1", None, b"1"], [b"k"] * 3, errors=[error], raws=raws))
     letters.start(rig, lambda _: None)
     letters.wait_done(rig, partition, 3)
     (found,) = letters.found()
-    assert (found.offset, found.key, found.value, found.error) == (1, b"k", None, "RecordTooLarge")
+    assert (found.offset, found.key, found.value, found.error) == (1, b"k", b"raw", "WorkerTimeout")
+    assert (found.attempts, found.traceback) == (3, "there")
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

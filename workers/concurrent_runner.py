@@ -393,6 +393,11 @@ class _Slot:
             self._later(lane)
             return
         try:
+            if letter.offset in cursor.left_out:
+                letter = await asyncio.to_thread(cursor.whole, letter)
+                if lane.generation != self.generation:
+                    self._give_back(letter.offset)
+                    return
             await self.runner.commits.bury_async(cursor, letter)
         except HeldUp:
             self._give_back(letter.offset)

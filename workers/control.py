@@ -15,7 +15,7 @@ from kafkasrcd.storage.offset_store import Layer, Layout
 from kafkasrcd.workers.formats import Shape
 
 STACKS_SIGNAL: Final = signal.SIGUSR2
-"""Has a handler process write the stacks of its threads to its file for them, whatever it is doing."""
+"""Has a child write the stacks of its threads to its file for them, whatever it is doing."""
 _MOST_DESCRIPTORS: Final = 250
 _MOST_BYTES: Final = 128 * 1024
 
@@ -23,7 +23,7 @@ _MOST_BYTES: Final = 128 * 1024
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first message to every child. ``settings`` is the Settings as JSON.
 
-    Descriptors, to a handler process: its bell, and a file for the stacks of its threads.
+    Descriptors: to a handler process its bell; then a file for the stacks of its threads.
     """
 
     settings: bytes
@@ -36,6 +36,17 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def __repr__(self) -> str:
         """Without settings and URL, which may have passwords."""
         return f"Setup(slot={self.slot})"
+
+
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """The record at ``offset`` has ended its process ``attempts`` times, and is not given to the user's code again.
+    ``traceback``: the stacks of a process that was killed, since the record did not end."""
+
+    offset: int
+    error: str
+    reason: str
+    attempts: int
+    traceback: str = ""
 
 
 class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -52,8 +63,8 @@ class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     layers: tuple[Layer, ...]
     shape: Shape = Shape.PLAIN
     """What its records are prepared as, where the worker has a part in that."""
-    refused: tuple[tuple[int, str], ...] = ()
-    """Offsets whose records are not prepared again, since that ended workers, and what is said of each."""
+    refused: tuple[Quarantined, ...] = ()
+    """Records that are not prepared again, since that ended workers."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
@@ -91,16 +102,6 @@ class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
     """A target cannot be imported, or has a signature that fits no kind of handler."""
 
     reason: str
-
-
-class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
-    """The record at ``offset`` has ended its process ``attempts`` times, and is not given to the handler again."""
-
-    offset: int
-    error: str
-    reason: str
-    attempts: int
-    traceback: str = ""
 
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):

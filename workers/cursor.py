@@ -101,6 +101,8 @@ class PartitionCursor:
         """How many letters the supervisor has given and not heard of again."""
         self.letters_done = 0
         """Of these, how many got somewhere."""
+        self.left_out: dict[int, DeadLetter | None] = {}
+        """By offset, records whose bytes did not fit their frame; their letters, once Kafka has given these."""
         self._quarantined = {each.offset: each for each in bind.quarantined}
         self._attempts: dict[int, tuple[int, int]] = {}
         """By offset, how often the handler raised for it (or for the batch that starts there), and when first."""
@@ -113,6 +115,7 @@ class PartitionCursor:
         self._loaded = self.cells[PROCESSED]
         """Next offset after the last frame in hand or before it."""
         self._releases: deque[tuple[int, int]] = deque()
+        self._settings = settings
         self._on_failure = failure_policy(settings)
         self._retries = RetryPolicy(settings)
         self._log = log
@@ -190,6 +193,7 @@ class PartitionCursor:
         self.letter = None
         self.due.clear()
         self.redelivery = None
+        self.left_out.clear()
         if self.prefix is not None:
             self.prefix.clear()
         self.put_back()
@@ -242,8 +246,10 @@ class PartitionCursor:
             failure = Failure(quarantined.error, quarantined.reason, quarantined.traceback)
             return self._given_up(columns, index, failure, quarantined.attempts, wall_clock_ms())
         value: object = columns.values[index]
+        attempts = 1
         if isinstance(value, RecordError):
-            failure = Failure(value.error, value.reason)
+            failure = Failure(value.error, value.reason, value.traceback)
+            attempts = value.attempts
         else:
             failure = Failure(type(error).__name__, reason_of(error))
         self._log.repeated(
@@ -254,7 +260,7 @@ class PartitionCursor:
             **self.coordinates,
         )
         failure = failure._replace(reason=f"cannot be deserialized: {failure.reason}")
-        return self._given_up(columns, index, failure, 1, wall_clock_ms())
+        return self._given_up(columns, index, failure, attempts, wall_clock_ms())
 
     def raised(self, offsets: Sequence[int], error: Exception, retries: int | None = None) -> int | None:
         """The handler raised for the record (or batch) at ``offsets``: ns until the next attempt here, or None where
@@ -298,6 +304,21 @@ class PartitionCursor:
         if wait_ns is None:
             return self._given_up(columns, index, failure, attempts, first_ms)
         return self._letter(columns, index, failure, attempts, first_ms, wall_clock_ms() + wait_ns // 1_000_000)
+
+    def whole(self, letter: DeadLetter) -> DeadLetter:
+        """``letter`` with its record's bytes, which Kafka is asked for where they were left out; blocks.
+
+        Raises DeadLetterRefused where they cannot be had now.
+        """
+        if letter.offset not in self.left_out:
+            return letter
+        whole = self.left_out[letter.offset]
+        if whole is None:
+            # Here, since hardly a process ever needs it.
+            from kafkasrcd.workers.record_of_kafka import with_record
+
+            whole = self.left_out[letter.offset] = with_record(letter, self._settings, self._value_format)
+        return whole
 
     def buried(self, letter: DeadLetter) -> None:
         """The letter is kept: its record is passed over."""
@@ -371,6 +392,7 @@ class PartitionCursor:
         self.failed_offset = offset
 
     def _pass_over(self, offset: int, event: str, what: str, reason: str) -> None:
+        self.left_out.pop(offset, None)
         self.finish(offset)
         self.commits.given_up(self, offset)
         self._log.repeated(
@@ -395,5 +417,7 @@ class PartitionCursor:
             ]
         for error in errors:
             values[error.index] = error
+            if error.left_out:
+                self.left_out[columns.offsets[error.index]] = None
         columns.raws = columns.values if columns.raws is None else columns.raws
         columns.values = values

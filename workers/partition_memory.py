@@ -50,7 +50,8 @@ BROKER_DOWN_SINCE: Final = 6 * LINE
 """Boot time in ns since which the worker has had no broker, or UNKNOWN."""
 
 PREPARING: Final = 8 * LINE
-"""Offset of the record that the worker prepares, or UNKNOWN; should it end the worker, the supervisor reads it here."""
+"""Offset of the record that the worker prepares, or UNKNOWN; should it end the worker, or never end, the supervisor
+reads it here."""
 
 # Written once, when it is made.
 SLOTS: Final = 7 * LINE

@@ -137,6 +137,7 @@ def _bury(bindings: HandlerBindings, cursor: PartitionCursor, letter: DeadLetter
         return LEASE_WAIT_MS
     cursor.cells[BURYING] = 1
     try:
+        letter = cursor.whole(letter)
         bindings.commits.bury(cursor, letter)
     except HeldUp:
         cursor.put_back()

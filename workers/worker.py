@@ -5,6 +5,7 @@ shared memory, so it can be killed at any moment: what it had published is in th
 the position in its cell, where at worst the last frame is handed off again and passed over by the reader.
 """
 
+import faulthandler
 import os
 import random
 import select
@@ -21,6 +22,7 @@ from kafkasrcd.workers import event_log, ring
 from kafkasrcd.workers.allocator import Allocator
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.control import (
+    STACKS_SIGNAL,
     ControlChannel,
     OffsetOutOfRange,
     Setup,
@@ -71,6 +73,7 @@ def main(channel: ControlChannel) -> int:
         raise TypeError(f"a worker was told {setup[0]!r}, then {start[0]!r}")
     settings = msgspec.json.decode(setup[0].settings, type=Settings)
     event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
+    faulthandler.register(STACKS_SIGNAL, file=setup[1][0], all_threads=True)
     try:
         return Worker(settings, setup[0], start[0], start[1], channel).run()
     except ConfigurationError as error:
@@ -111,7 +114,7 @@ class Worker:
             Path(setup.base_directory),
             setup.schema_directory,
             self._cells,
-            dict(start.refused),
+            {each.offset: each for each in start.refused},
         )
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
