@@ -5,17 +5,22 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import pytest
 
 from kafkasrcd.settings import CommitStrategy, Ordering
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterState, StoredLetter
 from tests.chaos.daemon_log import defects
 from tests.chaos.disturbance import Disturbance
 from tests.chaos.excuses import COMMIT_SECONDS, Excuse, Excuses
 from tests.chaos.fault import LANE_OF, FaultKind, Role
 from tests.chaos.handling import Handling
-from tests.chaos.payment import Payment
+from tests.chaos.letters import judge_letters
+from tests.chaos.payment import DIED, LETTER_ERRORS, Flaw, Payment
 from tests.chaos.plan import draw_plan
+from tests.chaos.producer import PER_10_000
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
 from tests.chaos.storm import Storm
 from tests.chaos.verdict import differences, judge
@@ -45,6 +50,7 @@ def _weather(
     print("\n".join(report.lines()))
     assert not report.troubles, "\n".join(report.lines())
     assert report.messages > 1_000
+    assert report.letters > 20
     assert report.injected.total() > 10
 
 
@@ -165,6 +171,137 @@ def test_a_wrong_balance_is_found() -> None:
     assert len(differences({"a": 1, "b": 2, "c": 0}, {"b": 3, "d": 1})) == 3
 
 
+# ── The dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def flawed() -> dict[Coordinate, Payment]:
+    """A payment with each flaw, at the offset that is its number."""
+    return {Coordinate(0, n): Payment(n, "account-1", 10, flaw) for n, flaw in enumerate(Flaw)}
+
+
+def _letter(payment: Payment, *, offset: int | None = None, **fields: Any) -> StoredLetter:
+    whole: dict[str, Any] = {
+        "topic": "payments",
+        "partition": 0,
+        "offset": payment.number if offset is None else offset,
+        "timestamp_ms": 0,
+        "key": payment.key,
+        "value": payment.value,
+        "headers": None,
+        "value_format": "json",
+        "error": LETTER_ERRORS.get(payment.flaw, ""),
+        "reason": "",
+        "attempts": 3,
+        "first_failed_ms": 0,
+        "last_failed_ms": 0,
+        "host": "",
+        "version": "",
+    }
+    return StoredLetter(id=1, state=LetterState.OPEN, changed_ms=0, letter=DeadLetter(**{**whole, **fields}))
+
+
+def _letters_of(flawed: dict[Coordinate, Payment]) -> list[StoredLetter]:
+    return [_letter(payment) for payment in flawed.values() if payment.flaw in LETTER_ERRORS]
+
+
+def test_a_storm_has_every_flaw_and_few_of_them() -> None:
+    assert PER_10_000.keys() == set(Flaw) - {Flaw.NONE}
+    assert sum(PER_10_000.values()) < 200
+
+
+def test_each_payment_has_a_value_of_its_own_and_is_read_back_but_for_what_is_unreadable() -> None:
+    for flaw in Flaw:
+        payment = Payment(7, "account-1", 10, flaw)
+        assert b'"number":7,' in payment.value
+        if flaw is not Flaw.UNREADABLE:
+            assert msgspec.json.decode(payment.value, type=Payment) == payment
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(Payment(7, "account-1", 10, Flaw.UNREADABLE).value)
+
+
+def test_the_letters_that_there_must_be_are_found_good(flawed: dict[Coordinate, Payment]) -> None:
+    found = judge_letters(flawed, _letters_of(flawed))
+    assert found.payments == {where: each for where, each in flawed.items() if each.flaw in LETTER_ERRORS}
+    assert not any(found[1:])
+
+
+def test_a_missing_letter_is_found(flawed: dict[Coordinate, Payment]) -> None:
+    for gone in _letters_of(flawed):
+        where = Coordinate(0, gone.letter.offset)
+        left = [each for each in _letters_of(flawed) if each != gone]
+        assert judge_letters(flawed, left).missing == [where]
+        unplaced = [flawed[where]]
+        placed = {at: payment for at, payment in flawed.items() if at != where}
+        assert judge_letters(placed, left, unplaced).missing == unplaced
+        assert not any(judge_letters(placed, _letters_of(flawed), unplaced)[1:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("wrong", {"error": "KeyError"}),
+        ("wrong", {"key": None}),
+        ("foreign", {"value": None}),
+        ("foreign", {"value": b'{"number":1}'}),
+        ("foreign", {"offset": 77}),
+        ("foreign", {"partition": 1}),
+    ],
+)
+def test_a_letter_that_is_not_as_it_was_produced_is_found(
+    flawed: dict[Coordinate, Payment], kind: str, change: dict[str, Any]
+) -> None:
+    letters = _letters_of(flawed)
+    letters[0] = _letter(flawed[Coordinate(0, letters[0].letter.offset)], **change)
+    found = judge_letters(flawed, letters)
+    assert len(getattr(found, kind)) == 1
+    assert not any(found._replace(payments={}, missing=[], **{kind: []}))
+
+
+def test_a_letter_that_is_there_twice_or_not_open_is_found(flawed: dict[Coordinate, Payment]) -> None:
+    letters = _letters_of(flawed)
+    assert len(judge_letters(flawed, [*letters, letters[0]]).wrong) == 1
+    letters[0] = msgspec.structs.replace(letters[0], state=LetterState.REPLAYED)
+    assert len(judge_letters(flawed, letters).wrong) == 1
+
+
+def test_a_letter_of_a_good_payment_is_found(flawed: dict[Coordinate, Payment]) -> None:
+    for flaw in (Flaw.NONE, Flaw.REFUSED_ONCE):
+        (good,) = (payment for payment in flawed.values() if payment.flaw is flaw)
+        letters = _letters_of(flawed)
+        assert len(judge_letters(flawed, [*letters, _letter(good, error="KeyError")]).undeserved) == 1
+        blamed = judge_letters(flawed, [*letters, _letter(good, error=DIED)])
+        assert [each.letter.offset for each in blamed.quarantined] == [good.number]
+        assert not blamed.undeserved
+
+
+def test_what_is_handled_and_dead_lettered_is_found_and_what_is_either_is_not_lost(ledger: Ledger) -> None:
+    where = Coordinate(0, 11)
+    letters = {where: ledger.produced[where]}
+    assert judge(ledger.produced, ledger.handlings, Ordering.PARTITION, letters=letters).both == [where]
+    del ledger.handlings[11]
+    assert not any(judge(ledger.produced, ledger.handlings, Ordering.PARTITION, letters=letters))
+
+
+def test_a_letter_of_a_payment_whose_place_nobody_knows_is_not_foreign(ledger: Ledger) -> None:
+    payment = ledger.produced.pop(Coordinate(0, 11))
+    del ledger.handlings[11]
+    unplaced = {payment.number: payment}
+    letters = {Coordinate(0, 11): payment}
+    assert not any(judge(ledger.produced, ledger.handlings, Ordering.PARTITION, unplaced, letters))
+    assert judge(ledger.produced, ledger.handlings, Ordering.PARTITION, {}, letters).foreign == [Coordinate(0, 11)]
+
+
+def test_a_good_payment_is_blamed_only_for_deaths_that_the_storm_made() -> None:
+    kills = [_fault(FaultKind.KILL, Role.HANDLER, second, second) for second in (1, 2, 3)]
+    at_ns = 4 * 10**9
+    assert Excuses(kills, []).of_quarantine(3, at_ns)
+    assert not Excuses(kills, []).of_quarantine(4, at_ns)
+    assert not Excuses(kills, []).of_quarantine(3, at_ns - 2 * 10**9)
+    assert not Excuses([*kills[:2], kills[2]._replace(daemon=1)], []).of_quarantine(3, at_ns)
+    assert not Excuses([*kills[:2], kills[2]._replace(role=Role.WORKER)], []).of_quarantine(3, at_ns)
+
+
 # ── What explains a repeat ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -264,3 +401,7 @@ def test_a_defect_in_a_log_is_found() -> None:
     assert not defects(good)
     assert len(defects(good + '\n{"event":"defect","level":"error","time":"","message":"","traceback":"T"}')) == 1
     assert len(defects(good + "\nTraceback (most recent call last):\n  File")) == 1
+    raised = '{"event":"handler_failed","level":"error","message":"handle raised %s at t[0]@1: no","traceback":"T"}'
+    assert not defects(raised % "PaymentRefused")
+    assert not defects(raised % "Reject")
+    assert len(defects(raised % "OperationalError")) == 1

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from kafkasrcd.settings import CommitStrategy, Ordering
 
 TABLE_HEAD = (
-    "| seed | minutes | strategy | ordering | faults | messages | lost | repeated | longest stall s |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| seed | minutes | strategy | ordering | faults | messages | lost | repeated | letters | expected letters "
+    "| longest stall s |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
 )
 MOST_SHOWN = 20
 """Of each kind of finding; the rest is counted."""
@@ -27,6 +28,8 @@ class StormReport(NamedTuple):
     lost: int
     repeated: Counter[str]
     """By what explains them."""
+    letters: int
+    letters_expected: int
     longest_stall_seconds: float
     stalls_by_partition: dict[int, float]
     alarms: dict[str, int]
@@ -47,14 +50,16 @@ class StormReport(NamedTuple):
         """A line under `TABLE_HEAD`."""
         return (
             f"| {self.seed} | {self.seconds / 60:g} | {self.strategy} | {self.ordering} | {self.injected.total()} "
-            f"| {self.messages:,} | {self.lost} | {self.repeated.total()} | {self.longest_stall_seconds:.1f} |"
+            f"| {self.messages:,} | {self.lost} | {self.repeated.total()} | {self.letters} | {self.letters_expected} "
+            f"| {self.longest_stall_seconds:.1f} |"
         )
 
     def lines(self) -> list[str]:
         """For people."""
         told = [
             f"seed {self.seed}, {self.seconds:g} s, {self.strategy}, order by {self.ordering}: "
-            f"{self.messages:,} messages, {self.lost} lost, {self.repeated.total()} repeated",
+            f"{self.messages:,} messages, {self.lost} lost, {self.repeated.total()} repeated, "
+            f"{self.letters} dead letters of {self.letters_expected} expected",
             f"faults: {_counts(self.injected)}",
             f"repeats: {_counts(self.repeated)}",
             f"longest stall {self.longest_stall_seconds:.1f} s; by partition: "

@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException
 
 from kafkasrcd.errors import KafkasrcdError
 from kafkasrcd.settings import CommitStrategy, Ordering
+from kafkasrcd.storage.dead_letters import DeadLetter
 from tests.chaos.daemon_log import alarms, defects
 from tests.chaos.daemon_slot import DaemonSlot, described
 from tests.chaos.effects import balances, create_tables, handlings_in_table
@@ -28,6 +29,8 @@ from tests.chaos.handlers import DAEMON_VARIABLE
 from tests.chaos.handling import Handling, handlings_in_files
 from tests.chaos.injector import Injector
 from tests.chaos.left_behind import MARK_VARIABLE, left_behind
+from tests.chaos.letters import Letters, judge_letters, letters_in_store
+from tests.chaos.payment import LETTER_ERRORS
 from tests.chaos.plan import PARTITIONS, Plan
 from tests.chaos.producer import PaymentProducer
 from tests.chaos.report import StormReport, shortened
@@ -35,6 +38,7 @@ from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partitio
 from tests.chaos.verdict import differences, judge
 from tests.daemon_process import QUICK_SESSION, DaemonProcess
 from tests.kafka_cluster import KafkaCluster, KafkaFailed
+from tests.ledger import Coordinate
 from tests.postgres import PostgresServer
 from tests.waiting import wait_until
 
@@ -46,12 +50,17 @@ WHOLE_GROUP_DEADLINE_SECONDS = 90.0
 GONE_DEADLINE_SECONDS = 10.0
 """For processes whose supervisor has ended. The design says 2 s; a machine as busy as after a storm gets more."""
 
+CRASH_ATTEMPTS = 3
+
 _SETTINGS = (
     *QUICK_SESSION,
     "supervisor.drain_timeout_seconds=10",
-    # Not what is tested: a storm kills the same process, or the process with the same record, as often as it likes.
+    # Not what is tested: a storm kills the same process as often as it likes.
     "supervisor.worker_restarts=1000",
-    "handler.crash_attempts=1000",
+    # The storm's own kills count as well: a good record has to meet three of them in a row to be quarantined.
+    f"handler.crash_attempts={CRASH_ATTEMPTS}",
+    "max_retries=2",
+    "retry_backoff_ms=20",
     # 5 minutes otherwise until a new partition is seen.
     "extra_config.topic.metadata.refresh.interval.ms=2000",
     "extra_config.reconnect.backoff.max.ms=1000",
@@ -242,9 +251,11 @@ class Storm:
 
     def _report(self) -> StormReport:
         acknowledged = self._producer.acknowledged
+        unplaced = self._producer.unplaced
         handlings = self._handlings()
         produced = {where: sent.payment for where, sent in acknowledged.items()}
-        verdict = judge(produced, handlings, self._ordering, self._producer.unplaced)
+        letters = judge_letters(produced, letters_in_store(self._store_url, self._topic), unplaced.values())
+        verdict = judge(produced, handlings, self._ordering, unplaced, letters.payments)
         excuses = Excuses(self._injector.disturbances, handlings)
         repeated: Counter[str] = Counter()
         unexplained: list[str] = []
@@ -254,6 +265,10 @@ class Storm:
             repeated[str(excuse) if excuse is not None else "unexplained"] += 1
             if excuse is None:
                 unexplained.append(self._repeat(earlier, later))
+        blamed = [each for each in letters.quarantined if not _explains(excuses, each.letter)]
+        # It may have been done when its process was killed; in a transaction that is undone.
+        innocent = {Coordinate(each.letter.partition, each.letter.offset) for each in letters.quarantined}
+        doubled = [where for where in verdict.both if self._in_table or where not in innocent]
         troubles = [
             *self._injector.troubles,
             *self._troubles,
@@ -261,9 +276,15 @@ class Storm:
             *shortened("payments not acknowledged", self._producer.failures),
             *shortened("lost", verdict.lost),
             *shortened("handled that were never produced", verdict.foreign),
+            *shortened("handled and dead-lettered too", doubled),
+            *shortened("without the dead letter that they must have", letters.missing),
+            *shortened("dead letters of what was never produced", letters.foreign),
+            *shortened("dead letters that say something else than they must", letters.wrong),
+            *shortened("dead letters of good payments", letters.undeserved),
+            *shortened("dead letters of payments that no fault explains the blame for", blamed),
             *shortened("handled with another content", verdict.altered),
             *shortened("out of order", verdict.disorder),
-            *shortened("balances that are wrong", self._wrong_balances()),
+            *shortened("balances that are wrong", self._wrong_balances(letters)),
             *shortened("repeated without a fault that explains it", unexplained),
         ]
         logged: Counter[str] = Counter()
@@ -271,7 +292,7 @@ class Storm:
             text = slot.daemon.log_text()
             troubles += shortened(f"defects in the log of daemon {daemon_name(slot.number)}", defects(text))
             logged.update(alarms(text))
-        acknowledged_ns = {where: sent.at_ns for where, sent in acknowledged.items()}
+        acknowledged_ns = {where: sent.at_ns for where, sent in acknowledged.items() if where not in letters.payments}
         return StormReport(
             seed=self._plan.seed,
             seconds=self._plan.seconds,
@@ -281,6 +302,8 @@ class Storm:
             messages=len(acknowledged),
             lost=len(verdict.lost),
             repeated=repeated,
+            letters=len(letters.payments),
+            letters_expected=sum(payment.flaw in LETTER_ERRORS for payment in self._producer.made),
             longest_stall_seconds=longest_stall_seconds(acknowledged_ns, handlings),
             stalls_by_partition=longest_stalls_by_partition(acknowledged_ns, handlings),
             alarms=logged,
@@ -289,12 +312,17 @@ class Storm:
             folder=self._folder,
         )
 
-    def _wrong_balances(self) -> list[str]:
-        """Accounts whose balance is not what the producer has paid to them."""
+    def _wrong_balances(self, letters: Letters) -> list[str]:
+        """Accounts whose balance is not what the producer has paid to them, but for what has a dead letter."""
         if not self._in_table:
             return []
         assert self._postgres is not None
-        return differences(self._producer.totals, balances(self._postgres, self._database))
+        unpaid = {payment.number for payment in letters.payments.values()}
+        totals: Counter[str] = Counter()
+        for payment in self._producer.made:
+            if payment.number not in unpaid:
+                totals[payment.account] += payment.amount
+        return differences(totals, balances(self._postgres, self._database))
 
     def _repeat(self, earlier: Handling, later: Handling) -> str:
         began_ns = self._injector.began_ns
@@ -319,3 +347,9 @@ class Storm:
             self._tell(line)
             with open(self._folder / "storm.log", "a") as log:
                 log.write(line + os.linesep)
+
+
+def _explains(excuses: Excuses, letter: DeadLetter) -> bool:
+    """Whether `excuses` have the deaths that its record was blamed for."""
+    wall_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
+    return excuses.of_quarantine(letter.attempts, letter.last_failed_ms * 1_000_000 - wall_minus_monotonic_ns)
