@@ -35,6 +35,7 @@ from kafkasrcd.workers.ring import (
     PROCESSED,
     SKIPPED,
     STARTED,
+    TURN,
     RingReader,
 )
 
@@ -89,6 +90,9 @@ class PartitionCursor:
         # What a process before this one had handled, and neither committed nor put into a transaction, died with it.
         self.cells[PROCESSED] = self.cells[self.keeps]
         self.put_back()
+        turn = self.cells[TURN]
+        self._uncounted = range(turn - 1, self.cells[PROCESSED]) if turn else range(0)
+        """What a process before this one had handled in its last turn, and could not count any more."""
         self.suspect_until = self.cells[STARTED]
         """A process before this one may have ended by a record before this offset."""
         self.commits = commits
@@ -155,6 +159,8 @@ class PartitionCursor:
             self.index = 0
             if columns.offsets[0] < loaded:
                 self.index = sum(1 for offset in columns.offsets if offset < loaded)
+                if self._uncounted:
+                    self._count_late(columns.offsets[: self.index])
             if self._decode_key is not None and columns.keys is not None:
                 self._decode_keys(columns, columns.keys, self._decode_key)
             if columns.errors or self._quarantined:
@@ -181,6 +187,11 @@ class PartitionCursor:
             columns.raw_keys = keys
         columns.keys = decoded
         columns.errors = errors
+
+    def _count_late(self, offsets: Sequence[int]) -> None:
+        """These are passed over; each is counted once, also where they were handed off twice."""
+        self.cells[HANDLED] += sum(1 for offset in offsets if offset in self._uncounted)
+        self._uncounted = range(max(self._uncounted.start, offsets[-1] + 1), self._uncounted.stop)
 
     def rewind(self) -> None:
         """Read again what is not done for good."""

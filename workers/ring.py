@@ -53,6 +53,9 @@ BURYING: Final = 18 * LINE
 """1 while a dead letter is being kept: what is in hand then is not in the handler's."""
 CALLED_AT: Final = 17 * LINE
 """Boot time (ns) at which the oldest call that goes on began; written where many are at once, 0 where there is none."""
+TURN: Final = 19 * LINE
+"""While one record after the other is handled, and HANDLED is to count them at once afterwards: 1 + the offset of the
+first of them. 0 where HANDLED has counted all."""
 
 RING_MAGIC: Final = 0x6B61666B_73726301
 

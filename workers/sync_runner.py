@@ -14,7 +14,7 @@ from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
 from kafkasrcd.workers.handler_target import refuse_awaitable
 from kafkasrcd.workers.partition_memory import LEASE
-from kafkasrcd.workers.ring import BURYING, HANDLED, IN_FLIGHT, PROCESSED, STARTED
+from kafkasrcd.workers.ring import BURYING, HANDLED, IN_FLIGHT, PROCESSED, STARTED, TURN
 
 _TURN_NS: Final = 10_000_000
 """A partition's turn while others wait: a thousand no-op records, or one slow one."""
@@ -77,6 +77,7 @@ def _single_records(cursor: PartitionCursor) -> float:
     given_up = 0
     wait_ms = 0.0
     turn_ends = boottime_ns() + _TURN_NS
+    cells[TURN] = columns.offsets[first] + 1
     nothing: repeat[bytes | None] = repeat(None)
     values: Any = columns.values
     keys, all_headers = columns.keys or nothing, columns.headers or nothing
@@ -102,6 +103,7 @@ def _single_records(cursor: PartitionCursor) -> float:
                 refuse_awaitable(returned)
         except HeldUp:
             cells[HANDLED] += index - first
+            cells[TURN] = 0
             if cursor.columns is columns:  # not rewound
                 cursor.index = index
                 cursor.put_back()
@@ -118,6 +120,7 @@ def _single_records(cursor: PartitionCursor) -> float:
         index += 1
     cursor.put_back()
     cells[HANDLED] += index - first
+    cells[TURN] = 0
     cursor.index = index + given_up
     cursor.release_done()
     return wait_ms
