@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kafkasrcd.daemon.status import PartitionStatus, Status, WorkerStatus
 from kafkasrcd.settings import CommitStrategy, Ordering
 from kafkasrcd.storage.dead_letters import DeadLetter, LetterState, StoredLetter
 from tests.chaos.daemon_log import defects
@@ -23,6 +24,7 @@ from tests.chaos.plan import draw_plan
 from tests.chaos.producer import PER_10_000
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
 from tests.chaos.storm import Storm
+from tests.chaos.sums import TURN_RECORDS, Rules, SumsWatch, at_rest, imbalance, lot_differences
 from tests.chaos.verdict import differences, judge
 from tests.kafka_cluster import KafkaCluster
 from tests.ledger import Coordinate
@@ -51,6 +53,7 @@ def _weather(
     assert not report.troubles, "\n".join(report.lines())
     assert report.messages > 1_000
     assert report.letters > 20
+    assert report.sums > 50
     assert report.injected.total() > 10
 
 
@@ -300,6 +303,117 @@ def test_a_good_payment_is_blamed_only_for_deaths_that_the_storm_made() -> None:
     assert not Excuses(kills, []).of_quarantine(3, at_ns - 2 * 10**9)
     assert not Excuses([*kills[:2], kills[2]._replace(daemon=1)], []).of_quarantine(3, at_ns)
     assert not Excuses([*kills[:2], kills[2]._replace(role=Role.WORKER)], []).of_quarantine(3, at_ns)
+
+
+# ── The counts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ONE_SLOT = Rules(slots=1, rolls_back=False, retries=2)
+TWO_SLOTS = ONE_SLOT._replace(slots=2)
+ROLLING_BACK = ONE_SLOT._replace(rolls_back=True)
+
+
+def _status(
+    messages: int = 100,
+    succeeded: int = 90,
+    dead_lettered: int = 4,
+    skipped: int = 1,
+    *,
+    position: int | None = 100,
+    processed: int | None = 95,
+    failures: int = 0,
+) -> PartitionStatus:
+    """With 5 in flight, by its counts and by its offsets."""
+    return PartitionStatus(
+        topic="payments",
+        partition=0,
+        state="running",
+        since_ms=0,
+        problem="",
+        assignment_epoch=1,
+        handlers=[0],
+        position=position,
+        processed=processed,
+        committed=None,
+        high_watermark=None,
+        lag=None,
+        messages=messages,
+        succeeded=succeeded,
+        skipped=skipped,
+        dead_lettered=dead_lettered,
+        failures=failures,
+        bytes=0,
+        rate=0.0,
+        bytes_rate=0.0,
+        last_commit_ms=None,
+        worker=WorkerStatus(pid=1, restarts=0, cpu_percent=0.0, rss_bytes=0),
+    )
+
+
+@pytest.mark.parametrize("rules", [ONE_SLOT, TWO_SLOTS, ROLLING_BACK])
+def test_counts_that_add_up_are_found_good_also_while_they_move(rules: Rules) -> None:
+    still = _status()
+    assert imbalance(still, still, rules) is None
+    later = _status(150, 140, position=150, processed=145)
+    assert imbalance(still, later, rules) is None
+    unknown = _status(0, 0, 0, 0, position=None, processed=None)
+    assert imbalance(unknown, still, rules) is None
+    assert imbalance(still, unknown, rules) is None
+    assert imbalance(still, _status(succeeded=90 - TURN_RECORDS), rules) is None, "a turn that is not counted yet"
+
+
+def test_a_record_that_is_counted_twice_or_not_at_all_is_found() -> None:
+    twice_finished = _status(succeeded=91)
+    assert imbalance(twice_finished, twice_finished, ONE_SLOT)
+    assert not imbalance(twice_finished, twice_finished, TWO_SLOTS), "one may be finished behind the prefix"
+    assert not imbalance(twice_finished, twice_finished, ROLLING_BACK)
+    more_than_all = _status(succeeded=96)
+    assert imbalance(more_than_all, more_than_all, TWO_SLOTS)
+    for rules in (ONE_SLOT, TWO_SLOTS, ROLLING_BACK):
+        forgotten = _status(succeeded=90 - TURN_RECORDS * rules.slots - 1)
+        assert imbalance(forgotten, forgotten, rules)
+        consumed_twice = _status(messages=100 + TURN_RECORDS * rules.slots + 1)
+        assert imbalance(consumed_twice, consumed_twice, rules)
+
+
+def test_what_is_in_flight_at_rest_is_found() -> None:
+    assert not at_rest([_status(95)], ONE_SLOT)
+    assert len(at_rest([_status(96), _status(95)], ONE_SLOT)) == 1
+    assert len(at_rest([_status(94)], ONE_SLOT)) == 1
+    assert len(at_rest([_status(96)], ROLLING_BACK)) == 1
+    assert not at_rest([_status(94)], ROLLING_BACK), "what was rolled back has counted again"
+
+
+def test_a_lot_that_is_counted_otherwise_than_it_is_is_found() -> None:
+    lot = {0: [Payment(number, "account-1", 10, flaw) for number, flaw in enumerate(Flaw) if flaw is not Flaw.DEADLY]}
+    before = {0: _status(95)}
+    after = {0: _status(100, 92, 7, failures=6)}
+    assert not lot_differences(before, after, lot, ONE_SLOT)
+    for wrong in (
+        _status(101, 92, 7, failures=6),
+        _status(100, 93, 7, failures=6),
+        _status(100, 92, 8, failures=6),
+        _status(100, 92, 7, 2, failures=6),
+        _status(100, 92, 7, failures=7),
+    ):
+        assert len(lot_differences(before, {0: wrong}, lot, ONE_SLOT)) == 1
+    assert len(lot_differences(before, after, {}, ONE_SLOT)) == 1
+
+
+def test_only_counts_of_one_epoch_of_one_process_are_compared() -> None:
+    def status(pid: int, **changes: Any) -> Status:
+        partition = msgspec.structs.replace(_status(succeeded=200), **changes)
+        return Status(
+            kafkasrcd="", group_id="", state="running", pid=pid, started_ms=0, now_ms=0, problems=[], rebalances=0,
+            total_commits=0, partitions=[partition], handlers=[],
+        )  # fmt: skip
+
+    watch = SumsWatch([], ONE_SLOT)
+    watch.compare(0, status(1), status(2))
+    watch.compare(0, status(1), status(1, assignment_epoch=2))
+    assert (watch.compared, watch.troubles) == (0, [])
+    watch.compare(0, status(1), status(1))
+    assert watch.compared == len(watch.troubles) == 1
+    assert "partition 0 of daemon a, epoch 1: " in watch.troubles[0]
 
 
 # ── What explains a repeat ───────────────────────────────────────────────────────────────────────────────────────────

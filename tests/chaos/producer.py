@@ -77,18 +77,30 @@ class PaymentProducer:
         if waiting:
             self.failures.append(f"{waiting} payments are not acknowledged within {FLUSH_SECONDS} s")
 
+    def produce_lot(self, each: int) -> dict[int, list[Payment]]:
+        """After `stop`: so many payments more with each flaw but the deadly one; by partition, as acknowledged."""
+        first = len(self.made)
+        for flaw in [flaw for flaw in Flaw if flaw is not Flaw.DEADLY] * each:
+            self._send(flaw)
+        self.stop()
+        lot: dict[int, list[Payment]] = {}
+        for where, sent in self.acknowledged.items():
+            if sent.payment.number >= first:
+                lot.setdefault(where.partition, []).append(sent.payment)
+        return lot
+
     def _run(self) -> None:
         started = time.monotonic()
         while not self._stop.is_set():
             due = int((time.monotonic() - started) * self._per_second)
             while len(self.made) < due:
-                self._send()
+                self._send(self._flaw())
             self._producer.poll(0)
             self._stop.wait(0.005)
 
-    def _send(self) -> None:
+    def _send(self, flaw: Flaw) -> None:
         account = f"account-{self._draw.randrange(ACCOUNTS)}"
-        payment = Payment(len(self.made), account, self._draw.randrange(1, MOST_CENTS), self._flaw())
+        payment = Payment(len(self.made), account, self._draw.randrange(1, MOST_CENTS), flaw)
         self.made.append(payment)
 
         def delivered(error: KafkaError | None, message: ProducedMessage) -> None:

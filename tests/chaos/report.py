@@ -8,9 +8,9 @@ from typing import NamedTuple
 from kafkasrcd.settings import CommitStrategy, Ordering
 
 TABLE_HEAD = (
-    "| seed | minutes | strategy | ordering | faults | messages | lost | repeated | letters | expected letters "
+    "| seed | minutes | strategy | ordering | faults | messages | lost | repeated | letters | expected letters | sums "
     "| longest stall s |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 MOST_SHOWN = 20
 """Of each kind of finding; the rest is counted."""
@@ -32,6 +32,8 @@ class StormReport(NamedTuple):
     letters_expected: int
     longest_stall_seconds: float
     stalls_by_partition: dict[int, float]
+    sums: int
+    """How often the counts of a partition were seen to add up."""
     alarms: dict[str, int]
     gave_up: int
     troubles: list[str]
@@ -50,8 +52,8 @@ class StormReport(NamedTuple):
         """A line under `TABLE_HEAD`."""
         return (
             f"| {self.seed} | {self.seconds / 60:g} | {self.strategy} | {self.ordering} | {self.injected.total()} "
-            f"| {self.messages:,} | {self.lost} | {self.repeated.total()} | {self.letters} | {self.letters_expected} "
-            f"| {self.longest_stall_seconds:.1f} |"
+            f"| {self.messages:,} | {self.lost} | {self.repeated.total()} "
+            f"| {self.letters} | {self.letters_expected} | {self.sums:,} | {self.longest_stall_seconds:.1f} |"
         )
 
     def lines(self) -> list[str]:
@@ -64,6 +66,7 @@ class StormReport(NamedTuple):
             f"repeats: {_counts(self.repeated)}",
             f"longest stall {self.longest_stall_seconds:.1f} s; by partition: "
             + ", ".join(f"{partition}: {seconds:.1f}" for partition, seconds in self.stalls_by_partition.items()),
+            f"the counts of a partition were compared {self.sums:,} times",
             f"logged: {_counts(self.alarms)}",
         ]
         if self.gave_up:

@@ -9,13 +9,14 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 from confluent_kafka import KafkaException
 
+from kafkasrcd.daemon.status import PartitionStatus
 from kafkasrcd.errors import KafkasrcdError
 from kafkasrcd.settings import CommitStrategy, Ordering
 from kafkasrcd.storage.dead_letters import DeadLetter
@@ -35,8 +36,9 @@ from tests.chaos.plan import PARTITIONS, Plan
 from tests.chaos.producer import PaymentProducer
 from tests.chaos.report import StormReport, shortened
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
+from tests.chaos.sums import Rules, SumsWatch, at_rest, lot_differences
 from tests.chaos.verdict import differences, judge
-from tests.daemon_process import QUICK_SESSION, DaemonProcess
+from tests.daemon_process import HANDLERS, QUICK_SESSION, DaemonProcess
 from tests.kafka_cluster import KafkaCluster, KafkaFailed
 from tests.ledger import Coordinate
 from tests.postgres import PostgresServer
@@ -51,6 +53,11 @@ GONE_DEADLINE_SECONDS = 10.0
 """For processes whose supervisor has ended. The design says 2 s; a machine as busy as after a storm gets more."""
 
 CRASH_ATTEMPTS = 3
+RETRIES = 2
+LOT_OF_EACH = 40
+"""Payments with each flaw, of which the counts are looked at exactly, once everything is quiet."""
+COUNTED_DEADLINE_SECONDS = 10.0
+REST_ATTEMPTS = 3
 
 _SETTINGS = (
     *QUICK_SESSION,
@@ -59,7 +66,7 @@ _SETTINGS = (
     "supervisor.worker_restarts=1000",
     # The storm's own kills count as well: a good record has to meet three of them in a row to be quarantined.
     f"handler.crash_attempts={CRASH_ATTEMPTS}",
-    "max_retries=2",
+    f"max_retries={RETRIES}",
     "retry_backoff_ms=20",
     # 5 minutes otherwise until a new partition is seen.
     "extra_config.topic.metadata.refresh.interval.ms=2000",
@@ -104,6 +111,9 @@ class Storm:
         self._troubles: list[str] = []
         self._slots = [self._slot(number) for number in range(plan.daemons)]
         self._producer = PaymentProducer(cluster.client_settings(), self._topic, plan.seed, MESSAGES_PER_SECOND)
+        slots = 1 if ordering is Ordering.PARTITION else HANDLERS
+        self._rules = Rules(slots, rolls_back=strategy is CommitStrategy.ON_CHECKPOINT, retries=RETRIES)
+        self._sums = SumsWatch(self._slots, self._rules)
         self._injector = Injector(plan, self._slots, cluster, self._topic, postgres, self._note)
 
     def run(self) -> StormReport:
@@ -115,6 +125,7 @@ class Storm:
         with ExitStack() as stack:
             for slot in self._slots:
                 stack.callback(slot.close)
+            stack.enter_context(self._sums)
             with self._producer:
                 for slot in self._slots:
                     slot.start()
@@ -126,7 +137,8 @@ class Storm:
                 self._producer.stop()
             if not any(slot.is_running for slot in self._slots):
                 self._slots[0].start()
-            self._await_caught_up()
+            if self._await_caught_up() and self._await_whole_group():
+                self._count_a_lot()
             self._end_daemons()
         self._await_gone()
         report = self._report()
@@ -161,7 +173,7 @@ class Storm:
     def _await_first_handled(self) -> None:
         wait_until(self._handlings, FIRST_HANDLED_DEADLINE_SECONDS, "the first payment to be handled")
 
-    def _await_caught_up(self) -> None:
+    def _await_caught_up(self) -> bool:
         last: list[object] = []
 
         def caught_up() -> bool:
@@ -181,9 +193,11 @@ class Storm:
             )
         except AssertionError as error:
             self._troubles.append(f"{error}{''.join(self._statuses())}")
+            return False
+        return True
 
-    def _await_whole_group(self) -> None:
-        """Every daemon that runs is a member, and every partition has one member."""
+    def _await_whole_group(self) -> bool:
+        """Every daemon that runs is a member, and every partition has one member; False where that takes too long."""
         partitions = self._cluster.partitions(self._topic)
 
         def expected() -> GroupView:
@@ -200,6 +214,8 @@ class Storm:
             )
         except AssertionError as error:
             self._troubles.append(f"{error}{''.join(self._statuses())}")
+            return False
+        return True
 
     def _statuses(self) -> list[str]:
         """What the daemons say of themselves."""
@@ -216,6 +232,39 @@ class Storm:
                 for p in status.partitions
             ]
         return told
+
+    def _count_a_lot(self) -> None:
+        """With nothing else going on: the counts grow by exactly what is produced. A late rebalance is let be."""
+        for _ in range(REST_ATTEMPTS):
+            before = self._at_rest()
+            lot = self._producer.produce_lot(LOT_OF_EACH)
+            if not self._await_caught_up():
+                return
+            after = self._at_rest()
+            if _epochs(before) == _epochs(after):
+                self._troubles += shortened(
+                    "partitions whose counts are wrong at rest", lot_differences(before, after, lot, self._rules)
+                )
+                return
+        self._troubles.append(f"the group was never at rest, {REST_ATTEMPTS} times")
+
+    def _at_rest(self) -> dict[int, PartitionStatus]:
+        """Every partition's status, once nothing of it is in flight; what its counts say to that is a trouble."""
+        found: dict[int, PartitionStatus] = {}
+
+        def wrong() -> list[str]:
+            found.clear()
+            for slot in self._slots:
+                with contextlib.suppress(KafkasrcdError, OSError):
+                    found.update({each.partition: each for each in slot.daemon.status().partitions})
+            missing = set(self._cluster.partitions(self._topic)) - found.keys()
+            return [f"no daemon has {missing}"] if missing else at_rest(found.values(), self._rules)
+
+        try:
+            wait_until(lambda: not wrong(), COUNTED_DEADLINE_SECONDS, "the counts to add up", seen=wrong)
+        except AssertionError as error:
+            self._troubles.append(str(error))
+        return found
 
     def _end_daemons(self) -> None:
         """One after the other: those that are left must notice, and take over."""
@@ -273,6 +322,7 @@ class Storm:
             *self._injector.troubles,
             *self._troubles,
             *(trouble for slot in self._slots for trouble in slot.troubles),
+            *shortened("times the counts of a partition did not add up", self._sums.troubles),
             *shortened("payments not acknowledged", self._producer.failures),
             *shortened("lost", verdict.lost),
             *shortened("handled that were never produced", verdict.foreign),
@@ -306,6 +356,7 @@ class Storm:
             letters_expected=sum(payment.flaw in LETTER_ERRORS for payment in self._producer.made),
             longest_stall_seconds=longest_stall_seconds(acknowledged_ns, handlings),
             stalls_by_partition=longest_stalls_by_partition(acknowledged_ns, handlings),
+            sums=self._sums.compared,
             alarms=logged,
             gave_up=sum(slot.gave_up for slot in self._slots),
             troubles=troubles,
@@ -347,6 +398,10 @@ class Storm:
             self._tell(line)
             with open(self._folder / "storm.log", "a") as log:
                 log.write(line + os.linesep)
+
+
+def _epochs(statuses: Mapping[int, PartitionStatus]) -> dict[int, int]:
+    return {number: status.assignment_epoch for number, status in statuses.items()}
 
 
 def _explains(excuses: Excuses, letter: DeadLetter) -> bool:
