@@ -18,7 +18,7 @@ from tests.chaos.disturbance import Disturbance
 from tests.chaos.excuses import COMMIT_SECONDS, Excuse, Excuses
 from tests.chaos.fault import LANE_OF, FaultKind, Role
 from tests.chaos.handling import Handling
-from tests.chaos.letters import judge_letters
+from tests.chaos.letters import judge_letters, letter_troubles
 from tests.chaos.payment import DIED, LETTER_ERRORS, Flaw, Payment
 from tests.chaos.plan import draw_plan
 from tests.chaos.producer import PER_10_000
@@ -303,6 +303,19 @@ def test_a_good_payment_is_blamed_only_for_deaths_that_the_storm_made() -> None:
     assert not Excuses(kills, []).of_quarantine(3, at_ns - 2 * 10**9)
     assert not Excuses([*kills[:2], kills[2]._replace(daemon=1)], []).of_quarantine(3, at_ns)
     assert not Excuses([*kills[:2], kills[2]._replace(role=Role.WORKER)], []).of_quarantine(3, at_ns)
+
+
+def test_a_good_payment_may_be_done_and_blamed_where_its_process_was_killed_three_times(
+    flawed: dict[Coordinate, Payment],
+) -> None:
+    good = flawed[Coordinate(0, 0)]
+    letters = judge_letters(flawed, [*_letters_of(flawed), _letter(good, error=DIED, last_failed_ms=2**50)])
+    kills = [_fault(FaultKind.KILL, Role.HANDLER, second, second) for second in (1, 2, 3)]
+    here = Coordinate(0, 0)
+    assert not letter_troubles(letters, [here], Excuses(kills, []), undone=False)
+    assert len(letter_troubles(letters, [here], Excuses(kills, []), undone=True)) == 1
+    assert len(letter_troubles(letters, [Coordinate(0, 1)], Excuses(kills, []), undone=False)) == 1
+    assert len(letter_troubles(letters, [here], Excuses(kills[:2], []), undone=False)) == 1
 
 
 # ── The counts ───────────────────────────────────────────────────────────────────────────────────────────────────────

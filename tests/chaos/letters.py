@@ -1,12 +1,15 @@
 """The dead letters of a storm, and whether they are those that there must be."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from kafkasrcd.storage.dead_letters import LetterFilter, LetterState, StoredLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter, LetterState, StoredLetter
 from kafkasrcd.storage.opening import open_dead_letters
+from tests.chaos.excuses import Excuses
 from tests.chaos.payment import DIED, LETTER_ERRORS, Payment
+from tests.chaos.report import shortened
 from tests.ledger import Coordinate
 
 
@@ -69,3 +72,25 @@ def judge_letters(
         where or payment for payment, where in by_value.values() if payment.flaw in LETTER_ERRORS and not times[payment]
     )
     return found
+
+
+def letter_troubles(letters: Letters, both: Iterable[Coordinate], excuses: Excuses, *, undone: bool) -> list[str]:
+    """What is wrong with them. `both` are handled too, which one may be that was done when its process was killed,
+    unless such a thing is `undone`."""
+    innocent = {Coordinate(each.letter.partition, each.letter.offset) for each in letters.quarantined}
+    return [
+        *shortened("handled and dead-lettered too", [where for where in both if undone or where not in innocent]),
+        *shortened("without the dead letter that they must have", letters.missing),
+        *shortened("dead letters of what was never produced", letters.foreign),
+        *shortened("dead letters that say something else than they must", letters.wrong),
+        *shortened("dead letters of good payments", letters.undeserved),
+        *shortened(
+            "dead letters of good payments that were blamed for deaths which no fault explains",
+            [each for each in letters.quarantined if not _explains(excuses, each.letter)],
+        ),
+    ]
+
+
+def _explains(excuses: Excuses, letter: DeadLetter) -> bool:
+    wall_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
+    return excuses.of_quarantine(letter.attempts, letter.last_failed_ms * 1_000_000 - wall_minus_monotonic_ns)

@@ -9,56 +9,43 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
-from confluent_kafka import KafkaException
 
-from kafkasrcd.daemon.status import PartitionStatus
-from kafkasrcd.errors import KafkasrcdError
 from kafkasrcd.settings import CommitStrategy, Ordering
-from kafkasrcd.storage.dead_letters import DeadLetter
 from tests.chaos.daemon_log import alarms, defects
 from tests.chaos.daemon_slot import DaemonSlot, described
 from tests.chaos.effects import balances, create_tables, handlings_in_table
 from tests.chaos.excuses import Excuses
 from tests.chaos.fault import daemon_name
-from tests.chaos.group import GroupView, view_group
 from tests.chaos.handlers import DAEMON_VARIABLE
 from tests.chaos.handling import Handling, handlings_in_files
 from tests.chaos.injector import Injector
 from tests.chaos.left_behind import MARK_VARIABLE, left_behind
-from tests.chaos.letters import Letters, judge_letters, letters_in_store
+from tests.chaos.letters import Letters, judge_letters, letter_troubles, letters_in_store
 from tests.chaos.payment import LETTER_ERRORS
 from tests.chaos.plan import PARTITIONS, Plan
 from tests.chaos.producer import PaymentProducer
+from tests.chaos.quiet import Quiet
 from tests.chaos.report import StormReport, shortened
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
-from tests.chaos.sums import Rules, SumsWatch, at_rest, lot_differences
+from tests.chaos.sums import Rules, SumsWatch
 from tests.chaos.verdict import differences, judge
 from tests.daemon_process import HANDLERS, QUICK_SESSION, DaemonProcess
 from tests.kafka_cluster import KafkaCluster, KafkaFailed
-from tests.ledger import Coordinate
 from tests.postgres import PostgresServer
 from tests.waiting import wait_until
 
 MESSAGES_PER_SECOND = 300
 FIRST_HANDLED_DEADLINE_SECONDS = 60.0
-CAUGHT_UP_DEADLINE_SECONDS = 180.0
-WHOLE_GROUP_DEADLINE_SECONDS = 90.0
-"""For rebalances to end: one that waits for a member in vain waits for the rebalance timeout, 50 s."""
 GONE_DEADLINE_SECONDS = 10.0
 """For processes whose supervisor has ended. The design says 2 s; a machine as busy as after a storm gets more."""
 
 CRASH_ATTEMPTS = 3
 RETRIES = 2
-LOT_OF_EACH = 40
-"""Payments with each flaw, of which the counts are looked at exactly, once everything is quiet."""
-COUNTED_DEADLINE_SECONDS = 10.0
-REST_ATTEMPTS = 3
-
 _SETTINGS = (
     *QUICK_SESSION,
     "supervisor.drain_timeout_seconds=10",
@@ -112,8 +99,9 @@ class Storm:
         self._slots = [self._slot(number) for number in range(plan.daemons)]
         self._producer = PaymentProducer(cluster.client_settings(), self._topic, plan.seed, MESSAGES_PER_SECOND)
         slots = 1 if ordering is Ordering.PARTITION else HANDLERS
-        self._rules = Rules(slots, rolls_back=strategy is CommitStrategy.ON_CHECKPOINT, retries=RETRIES)
-        self._sums = SumsWatch(self._slots, self._rules)
+        rules = Rules(slots, rolls_back=strategy is CommitStrategy.ON_CHECKPOINT, retries=RETRIES)
+        self._sums = SumsWatch(self._slots, rules)
+        self._quiet = Quiet(cluster, self._topic, self._slots, self._producer, rules)
         self._injector = Injector(plan, self._slots, cluster, self._topic, postgres, self._note)
 
     def run(self) -> StormReport:
@@ -137,8 +125,8 @@ class Storm:
                 self._producer.stop()
             if not any(slot.is_running for slot in self._slots):
                 self._slots[0].start()
-            if self._await_caught_up() and self._await_whole_group():
-                self._count_a_lot()
+            if self._quiet.await_caught_up() and self._quiet.await_whole_group():
+                self._quiet.count_a_lot()
             self._end_daemons()
         self._await_gone()
         report = self._report()
@@ -173,107 +161,14 @@ class Storm:
     def _await_first_handled(self) -> None:
         wait_until(self._handlings, FIRST_HANDLED_DEADLINE_SECONDS, "the first payment to be handled")
 
-    def _await_caught_up(self) -> bool:
-        last: list[object] = []
-
-        def caught_up() -> bool:
-            ends = self._cluster.end_offsets(self._topic)
-            committed = self._cluster.committed(self._topic, self._topic)
-            last[:] = [{p: (committed.get(p, 0), end) for p, end in ends.items() if committed.get(p, 0) != end}]
-            return not last[0]
-
-        try:
-            wait_until(
-                caught_up,
-                CAUGHT_UP_DEADLINE_SECONDS,
-                "everything to be committed",
-                seen=lambda: f"committed and end by partition: {last}",
-                ignoring=(KafkaException,),
-                interval_seconds=0.5,
-            )
-        except AssertionError as error:
-            self._troubles.append(f"{error}{''.join(self._statuses())}")
-            return False
-        return True
-
-    def _await_whole_group(self) -> bool:
-        """Every daemon that runs is a member, and every partition has one member; False where that takes too long."""
-        partitions = self._cluster.partitions(self._topic)
-
-        def expected() -> GroupView:
-            return GroupView("STABLE", sum(slot.is_running for slot in self._slots), partitions)
-
-        try:
-            wait_until(
-                lambda: view_group(self._cluster, self._topic) == expected(),
-                WHOLE_GROUP_DEADLINE_SECONDS,
-                "every running daemon to be a member of the group, and every partition to have one",
-                seen=lambda: f"{view_group(self._cluster, self._topic)} in place of {expected()}",
-                ignoring=(KafkaException,),
-                interval_seconds=0.5,
-            )
-        except AssertionError as error:
-            self._troubles.append(f"{error}{''.join(self._statuses())}")
-            return False
-        return True
-
-    def _statuses(self) -> list[str]:
-        """What the daemons say of themselves."""
-        told: list[str] = []
-        for slot in self._slots:
-            try:
-                status = slot.daemon.status()
-            except (KafkasrcdError, OSError) as error:
-                told.append(f"\n    daemon {daemon_name(slot.number)}: {error}")
-                continue
-            told.append(f"\n    daemon {daemon_name(slot.number)} is {status.state}, problems: {status.problems}")
-            told += [
-                f"\n        {p.partition} is {p.state}, at {p.position}, {p.processed}, {p.committed}: {p.problem}"
-                for p in status.partitions
-            ]
-        return told
-
-    def _count_a_lot(self) -> None:
-        """With nothing else going on: the counts grow by exactly what is produced. A late rebalance is let be."""
-        for _ in range(REST_ATTEMPTS):
-            before = self._at_rest()
-            lot = self._producer.produce_lot(LOT_OF_EACH)
-            if not self._await_caught_up():
-                return
-            after = self._at_rest()
-            if _epochs(before) == _epochs(after):
-                self._troubles += shortened(
-                    "partitions whose counts are wrong at rest", lot_differences(before, after, lot, self._rules)
-                )
-                return
-        self._troubles.append(f"the group was never at rest, {REST_ATTEMPTS} times")
-
-    def _at_rest(self) -> dict[int, PartitionStatus]:
-        """Every partition's status, once nothing of it is in flight; what its counts say to that is a trouble."""
-        found: dict[int, PartitionStatus] = {}
-
-        def wrong() -> list[str]:
-            found.clear()
-            for slot in self._slots:
-                with contextlib.suppress(KafkasrcdError, OSError):
-                    found.update({each.partition: each for each in slot.daemon.status().partitions})
-            missing = set(self._cluster.partitions(self._topic)) - found.keys()
-            return [f"no daemon has {missing}"] if missing else at_rest(found.values(), self._rules)
-
-        try:
-            wait_until(lambda: not wrong(), COUNTED_DEADLINE_SECONDS, "the counts to add up", seen=wrong)
-        except AssertionError as error:
-            self._troubles.append(str(error))
-        return found
-
     def _end_daemons(self) -> None:
         """One after the other: those that are left must notice, and take over."""
-        self._await_whole_group()
+        self._quiet.await_whole_group()
         for slot in self._slots:
             slot.signal(signal.SIGTERM)
             slot.wait_ended()
             if any(other.is_running for other in self._slots):
-                self._await_whole_group()
+                self._quiet.await_whole_group()
 
     def _await_gone(self) -> None:
         with contextlib.suppress(AssertionError):
@@ -314,24 +209,16 @@ class Storm:
             repeated[str(excuse) if excuse is not None else "unexplained"] += 1
             if excuse is None:
                 unexplained.append(self._repeat(earlier, later))
-        blamed = [each for each in letters.quarantined if not _explains(excuses, each.letter)]
-        # It may have been done when its process was killed; in a transaction that is undone.
-        innocent = {Coordinate(each.letter.partition, each.letter.offset) for each in letters.quarantined}
-        doubled = [where for where in verdict.both if self._in_table or where not in innocent]
         troubles = [
             *self._injector.troubles,
             *self._troubles,
+            *self._quiet.troubles,
             *(trouble for slot in self._slots for trouble in slot.troubles),
             *shortened("times the counts of a partition did not add up", self._sums.troubles),
             *shortened("payments not acknowledged", self._producer.failures),
             *shortened("lost", verdict.lost),
             *shortened("handled that were never produced", verdict.foreign),
-            *shortened("handled and dead-lettered too", doubled),
-            *shortened("without the dead letter that they must have", letters.missing),
-            *shortened("dead letters of what was never produced", letters.foreign),
-            *shortened("dead letters that say something else than they must", letters.wrong),
-            *shortened("dead letters of good payments", letters.undeserved),
-            *shortened("dead letters of payments that no fault explains the blame for", blamed),
+            *letter_troubles(letters, verdict.both, excuses, undone=self._in_table),
             *shortened("handled with another content", verdict.altered),
             *shortened("out of order", verdict.disorder),
             *shortened("balances that are wrong", self._wrong_balances(letters)),
@@ -398,13 +285,3 @@ class Storm:
             self._tell(line)
             with open(self._folder / "storm.log", "a") as log:
                 log.write(line + os.linesep)
-
-
-def _epochs(statuses: Mapping[int, PartitionStatus]) -> dict[int, int]:
-    return {number: status.assignment_epoch for number, status in statuses.items()}
-
-
-def _explains(excuses: Excuses, letter: DeadLetter) -> bool:
-    """Whether `excuses` have the deaths that its record was blamed for."""
-    wall_minus_monotonic_ns = time.time_ns() - time.monotonic_ns()
-    return excuses.of_quarantine(letter.attempts, letter.last_failed_ms * 1_000_000 - wall_minus_monotonic_ns)
