@@ -277,13 +277,15 @@ class Partition:
             return sum(slot.cells[cell] for slot in memory.slots)
 
         past = self._past
+        # What became of records first: what is handed off meanwhile is in flight, and nothing is finished twice.
+        finished = [of_slots(cell) for cell in (HANDLED, SKIPPED, DEAD_LETTERED, SCHEDULED)]
         return Totals(
             past.messages + memory.cells[MESSAGES],
             past.bytes + memory.cells[BYTES],
-            past.succeeded + of_slots(HANDLED),
-            past.skipped + of_slots(SKIPPED),
-            past.dead_lettered + of_slots(DEAD_LETTERED),
-            past.scheduled + of_slots(SCHEDULED),
+            past.succeeded + finished[0],
+            past.skipped + finished[1],
+            past.dead_lettered + finished[2],
+            past.scheduled + finished[3],
             past.redelivered + of_slots(REDELIVERED),
             past.failures + of_slots(FAILURES),
         )
@@ -327,8 +329,10 @@ class Partition:
         return refused
 
     def drop_memory(self) -> None:
-        """Nothing runs in it any more."""
-        self._past = self.totals
+        """Nothing runs in it any more. What waits in it is handed off again, by its successor or by another member."""
+        totals = self.totals
+        finished = totals.succeeded + totals.skipped + totals.dead_lettered + totals.scheduled
+        self._past = totals._replace(messages=min(totals.messages, finished))
         if self.memory is not None:
             self.memory.close()
             self.memory = None

@@ -43,9 +43,12 @@ POSITION: Final = 1 * LINE
 HIGH_WATERMARK: Final = 2 * LINE
 LOG_START: Final = 3 * LINE
 MESSAGES: Final = 4 * LINE
-"""Records handed off under this epoch."""
+"""Records handed off under this epoch, each counted once."""
 BYTES: Final = 5 * LINE
 """Key and value bytes handed off under this epoch."""
+MESSAGES_BEFORE: Final = 9 * LINE
+"""MESSAGES before POSITION: what was handed off behind it is handed off again, should the worker be killed now."""
+BYTES_BEFORE: Final = 10 * LINE
 BROKER_DOWN_SINCE: Final = 6 * LINE
 """Boot time in ns since which the worker has had no broker, or UNKNOWN."""
 

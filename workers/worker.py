@@ -36,9 +36,11 @@ from kafkasrcd.workers.kafka_settings import QUIET, worker_config
 from kafkasrcd.workers.partition_memory import (
     BROKER_DOWN_SINCE,
     BYTES,
+    BYTES_BEFORE,
     HIGH_WATERMARK,
     LOG_START,
     MESSAGES,
+    MESSAGES_BEFORE,
     POSITION,
     UNKNOWN,
     PartitionMemory,
@@ -118,6 +120,9 @@ class Worker:
         )
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
+        # What a killed worker had handed off behind its position comes again, and is counted already.
+        self._messages = self._cells[MESSAGES_BEFORE]
+        self._bytes = self._cells[BYTES_BEFORE]
         self._consumer = Consumer({**QUIET, **worker_config(settings), "error_cb": self._on_error})
 
     def run(self) -> int:
@@ -158,6 +163,12 @@ class Worker:
             self._publish(messages, None)
         else:
             self._prepare_and_publish(messages, self._preparation)
+        self._move(next_offset)
+
+    def _move(self, next_offset: int) -> None:
+        """Everything before ``next_offset`` is handed off, and counted."""
+        self._cells[MESSAGES_BEFORE] = self._messages
+        self._cells[BYTES_BEFORE] = self._bytes
         self._cells[POSITION] = next_offset
 
     def _prepare_and_publish(self, messages: list[Message], preparation: Preparation) -> None:
@@ -182,7 +193,7 @@ class Worker:
                 waiting, wait_ms = False, _FIRST_WAIT_MS
             self._publish(messages[:count], preparation)
             if count < len(messages):
-                self._cells[POSITION] = (messages[count - 1].offset() or 0) + 1
+                self._move((messages[count - 1].offset() or 0) + 1)
             messages = messages[count:]
 
     def _publish(self, messages: list[Message], preparation: Preparation | None) -> None:
@@ -205,8 +216,10 @@ class Worker:
                 writer.awake()
             self._ask_watermarks()
         cells = self._cells
-        cells[MESSAGES] += frame.records
-        cells[BYTES] += frame.record_bytes
+        self._messages += frame.records
+        self._bytes += frame.record_bytes
+        cells[MESSAGES] = max(cells[MESSAGES], self._messages)
+        cells[BYTES] = max(cells[BYTES], self._bytes)
 
     def _sleep(self, milliseconds: int) -> bool:
         """Until the bell rings or the time is over; True where the supervisor is gone."""
