@@ -15,6 +15,7 @@ import msgspec
 
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.intents import Intent
 
 
 class TopicPartition(msgspec.Struct, frozen=True, order=True):
@@ -142,6 +143,14 @@ class OffsetStore(ABC):
     def open_letters(self) -> list[LetterCount]:
         """How many dead letters of this group are open; none where the store keeps none."""
         return []
+
+    @abstractmethod
+    def intents(self) -> list[Intent]:
+        """Everything that this group was told to do until it is told otherwise."""
+
+    @abstractmethod
+    def set_intent(self, intent: Intent) -> None:
+        """Keep it, unless there is one of its kind and scope. Survives a power cut as ``claim`` does."""
 
     @abstractmethod
     def close(self) -> None:
