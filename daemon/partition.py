@@ -9,11 +9,13 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess
-from kafkasrcd.daemon.lifecycle import ENDED, State, transition
+from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State, transition
+from kafkasrcd.daemon.pause_words import BREAKER, way_on
 from kafkasrcd.daemon.reached import Reached, beyond
 from kafkasrcd.daemon.rolling_rate import RollingRate
 from kafkasrcd.daemon.start_points import StartPoint
 from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.intents import Intent
 from kafkasrcd.storage.offset_store import WHOLE, Layer, Layout, TopicPartition
 from kafkasrcd.workers.control import Quarantined
 from kafkasrcd.workers.deadline import Deadline
@@ -57,6 +59,11 @@ class Totals(NamedTuple):
     dead_lettered: int = 0
     failures: int = 0
 
+    @property
+    def finished(self) -> int:
+        """Records that are done with, one way or another."""
+        return self.succeeded + self.skipped + self.dead_lettered
+
 
 class Partition:
     """From one assignment to its release. Used by the event loop only."""
@@ -73,6 +80,8 @@ class Partition:
         """Wakes the worker."""
         self.moving = False
         """Its worker's end is expected: it is about to start anew, at another offset or with a new claim."""
+        self.paused: Intent | None = None
+        """Why it is not to go on, whatever its state; None where it may."""
         self.contested = ""
         """Why its claim is in question: the store has a later one, made by another member."""
         self.bindings: dict[int, int] = {}
@@ -130,6 +139,30 @@ class Partition:
         self.stop_work()
         self.enter(State.FAILED, reason)
 
+    def pause(self, intent: Intent) -> None:
+        """Start no further record before ``resume``, also where it is yet to begin. What a handler holds it finishes;
+        the worker stays, and the ring as it is."""
+        self.paused = intent
+        if self.memory is not None and self.state in WORKING:
+            self.memory.pause()
+        if self.state is State.RUNNING:
+            self.ready()
+
+    def resume(self) -> None:
+        """Go on with the next lease."""
+        self.paused = None
+        if self.memory is not None and self.state in WORKING:
+            self.memory.stop()
+        if self.state is State.PAUSED:
+            self.ready()
+
+    def ready(self) -> None:
+        """Its worker is there: it runs, unless it is paused."""
+        if self.paused is None:
+            self.enter(State.RUNNING)
+        else:
+            self.enter(State.PAUSED, f"by {self.paused.set_by}: {self.paused.reason}")
+
     def stop_work(self) -> None:
         """Start no further record and end the worker: it holds nothing that is not in the ring."""
         if self.memory is not None:
@@ -165,6 +198,8 @@ class Partition:
         starts = start.starts(layout)
         ring_bytes = self._settings.supervisor.ring_bytes
         self.memory = PartitionMemory.create(ring_bytes, start.assignment_epoch, start.next_offset, starts)
+        if self.paused is not None:
+            self.memory.pause()
         self.recorded = None
         self.ring_is_broken = False
         self._layout = layout
@@ -235,7 +270,9 @@ class Partition:
 
     @property
     def advice(self) -> str:
-        """The problem, or what else stands in the way; empty where nothing does."""
+        """The problem, or what else stands in the way and is not meant to; empty where nothing does."""
+        if not self.problem and self.paused is not None:
+            return f"{self.paused.reason}; mend it, then {self.way_on}" if self.paused.set_by == BREAKER else ""
         if not self.problem and self.state is State.CLAIMING:
             asked_ms = time.time() * 1000 - self.since_ms
             return "the store and the broker are asked where it starts" if asked_ms > _ASKING_MS else ""
@@ -249,6 +286,11 @@ class Partition:
                 "ring; the handler calls message.commit() for each, in any order"
             )
         return ""
+
+    @property
+    def way_on(self) -> str:
+        """What ends its pause; empty where it is not paused."""
+        return "" if self.paused is None else way_on(self.paused, self._settings)
 
     @property
     def totals(self) -> Totals:

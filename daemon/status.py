@@ -16,6 +16,17 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
 
 
+class PauseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a partition is paused, or about to be: ``by`` whom, ``since_ms`` 1970, and for which ``reason``; ``scope`` is
+    what was paused with it, and ``way_on`` what ends it."""
+
+    by: str
+    since_ms: int
+    reason: str
+    scope: str
+    way_on: str
+
+
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One assigned partition.
 
@@ -50,6 +61,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_rate: float
     last_commit_ms: int | None
     worker: WorkerStatus
+    paused: PauseStatus | None = None
 
 
 class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError
 
 from kafkasrcd.daemon.assignment import Assignment
+from kafkasrcd.daemon.breaker import Breaker
 from kafkasrcd.daemon.broker_watch import BrokerWatch
 from kafkasrcd.daemon.child_processes import ForkServer
 from kafkasrcd.daemon.control_server import ControlServer
@@ -94,6 +95,7 @@ class Supervisor:
             settings, layout, base_directory, self._fork_server, store_url, self._assignment
         )
         self._letters = OpenLetters(settings, self._recorder.open_letters)
+        self._breaker = Breaker(settings, self._assignment.partitions, self._assignment.pauses.trip)
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
 
@@ -176,12 +178,14 @@ class Supervisor:
                 commit = asyncio.ensure_future(recording.record_processed())
                 commits.add(commit)
                 commit.add_done_callback(commits.discard)
+            self._breaker.look(now)
             if now >= sample_due:
                 sample_due = now + 1.0
                 self._watch_membership(membership)
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
                 self._handlers.watch(now)
+                self._assignment.pauses.watch(store_answers=not recording.store_problem)
                 self._letters.watch(now, store_answers=not recording.store_problem)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
@@ -244,6 +248,7 @@ class Supervisor:
         self._notifier.stopping(self._settings.supervisor.drain_timeout_seconds + 3 * _LEAVE_SECONDS)
         self._broker.stop()
         self._letters.stop()
+        self._assignment.pauses.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         if membership is not None:
             draining = f"draining {len(self._assignment.partitions)} partitions"
