@@ -28,7 +28,7 @@ class Breaker:
         """In every turn of the loop, ``now`` in monotonic seconds: what dead letters there are after the word to stop
         are those of one turn."""
         ratio = self._handler.max_dead_letter_ratio
-        if ratio is None:
+        if ratio >= 1:
             return
         before, self._windows = self._windows, {}
         for partition in list(self._partitions.values()):

@@ -135,7 +135,7 @@ def test_a_pause_has_a_reason(desk: Desk, reason: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("memory://", "store.url is memory://, which only the daemon itself can see into: name a database"),
+        ("memory://", "store.url is memory://, out of reach of commands: name a database"),
         ("sqlite:///elsewhere.db", "there is no offset store at"),
     ],
 )

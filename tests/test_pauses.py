@@ -1,5 +1,7 @@
 """Pauses on a real broker: by command and by the breaker, through restarts and from host to host."""
 
+import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +107,12 @@ def test_a_paused_partition_waits_through_restarts_while_others_go_on(
         if strategy != "auto":
             assert (held.assignment_epoch, held.worker.pid) == (before.assignment_epoch, before.worker.pid)
         daemon.wait_status(lambda status: (held := _held(status)) is not None and held.lag, "its lag, which grows")
+        worker = status.partitions[HELD].worker.pid
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait_status(
+            lambda status: _is_held(status) and status.partitions[HELD].worker.restarts, "a new worker, paused as well"
+        )
         assert daemon.terminate() == 0
         daemon.start()
         daemon.wait_status(_is_held, "the partition paused after a restart")

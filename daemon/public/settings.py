@@ -112,9 +112,9 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     dead_letter_topic: str = ""
     """A topic that dead letters go to as well, or instead; ``{topic}`` stands for the record's, as in
     ``{topic}.DLQ``."""
-    max_dead_letter_ratio: Annotated[float, Meta(ge=0, le=1)] | None = None
-    """Above which share of dead letters among its last records a partition is paused, until ``kafkasrcd resume``; unset
-    is never."""
+    max_dead_letter_ratio: Annotated[float, Meta(ge=0, le=1)] = 1
+    """Above which share of dead letters among its last records a partition is paused, until ``kafkasrcd resume``; 1 is
+    never."""
     dead_letter_window_seconds: PositiveSeconds = 60
     """For ``max_dead_letter_ratio``: the last records are those of so many seconds, and 1 000 at most."""
     dead_letter_min_records: Positive = 20
