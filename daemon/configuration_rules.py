@@ -199,6 +199,9 @@ def _dead_letters(settings: Settings) -> Iterator[Problem]:
     if handler.on_failure is OnFailure.DEAD_LETTER and not topic and not handler.dead_letter_store:
         text = "'dead_letter' has no place for them: leave dead_letter_store true, or name a dead_letter_topic"
         yield Problem("handler.on_failure", text, ("handler.dead_letter_store", "handler.dead_letter_topic"))
+    if handler.max_dead_letter_ratio < 1 and handler.on_failure is not OnFailure.DEAD_LETTER:
+        text = f"there are no dead letters where handler.on_failure is {shown(handler.on_failure)}"
+        yield Problem("handler.max_dead_letter_ratio", text, ("handler.on_failure",))
 
 
 def _strategy(settings: Settings) -> Iterator[Problem]:

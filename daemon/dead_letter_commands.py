@@ -5,8 +5,6 @@ All of it works beside a running daemon, and without one. None of it makes a sto
 
 import contextlib
 import os
-import pwd
-import socket
 import sys
 import time
 from collections import Counter
@@ -19,8 +17,10 @@ import msgspec
 
 from kafkasrcd.daemon.configuration_options import STORE_SETTINGS, with_configuration
 from kafkasrcd.daemon.dead_letter_selection import in_words, refuse_both, with_filter, with_letter_ids
+from kafkasrcd.daemon.reason_option import reason_option
+from kafkasrcd.daemon.who import who
 from kafkasrcd.errors import KafkasrcdError
-from kafkasrcd.storage.dead_letters import LetterFilter, LetterState, StoredLetter, as_text
+from kafkasrcd.storage.dead_letters import LetterFilter, LetterState, StoredLetter
 
 if TYPE_CHECKING:
     from kafkasrcd.daemon.configuration import Configuration
@@ -33,12 +33,6 @@ _ASKED_AT_ONCE: Final = 500
 """IDs in one statement, which has a limit."""
 _NOT_OVER: Final = (LetterState.OPEN, LetterState.RETRYING, LetterState.REPLAYING)
 _TWICE: Final = "their topic may have them already, and have them twice then"
-
-
-def _reason(context: click.Context, option: click.Parameter, text: str) -> str:
-    if not text.strip():
-        raise click.BadParameter("expected some words")
-    return text.strip()
 
 
 def _to_topic(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
@@ -130,7 +124,7 @@ def show(configuration: "Configuration", letter_id: int, as_json: bool) -> None:
 
 @dead_letters.command()
 @with_letter_ids
-@click.option("--reason", required=True, callback=_reason, help="Why; kept with the letter.")
+@reason_option("Why; kept with the letter.")
 @yes_option
 @with_configuration(only=STORE_SETTINGS)
 @with_filter(states=_NOT_OVER, every_state=False)
@@ -147,10 +141,10 @@ def discard(
         chosen = _chosen(store, letter_ids, wanted, group_id)
         if not letter_ids and not _agreed("discard", in_words(wanted, group_id), "", len(chosen), yes):
             return
-        by, done = _who(), 0
+        by, done = who(), 0
         with _one_by_one("discarding", chosen) as letters:
             for letter_id in letters:
-                done += store.change(letter_id, wanted.states, LetterState.DISCARDED, by=by, note=as_text(reason))
+                done += store.change(letter_id, wanted.states, LetterState.DISCARDED, by=by, note=reason)
     click.echo(f"{_letters(done)} discarded")
     _complain_unless_all(done, len(chosen), "discarded")
 
@@ -386,17 +380,7 @@ def _letters(count: int) -> str:
 
 def _command() -> str:
     """Names this command, and no other."""
-    return f"{_who()}, pid {os.getpid()} at {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
-
-
-def _who() -> str:
-    """Who is at work, for the letter's history: the user, and whoever became root."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = f"uid {os.getuid()}"
-    became = os.environ.get("SUDO_USER", "")
-    return as_text(f"{became} as {user}" if became else user) + f"@{socket.gethostname()}"
+    return f"{who()}, pid {os.getpid()} at {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
 
 
 @contextlib.contextmanager

@@ -16,6 +16,17 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
 
 
+class PauseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a partition is paused, or about to be: ``by`` whom, ``since_ms`` 1970, and for which ``reason``; ``scope`` is
+    what was paused with it, and ``way_on`` what ends it."""
+
+    by: str
+    since_ms: int
+    reason: str
+    scope: str
+    way_on: str
+
+
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One assigned partition.
 
@@ -46,8 +57,10 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     dead_lettered: int
     scheduled: int = 0
     """Put aside to be handled again later, with ``handler.retry = "scheduled"``."""
+    given_up_later: int = 0
     redelivered: int = 0
-    """Handled then, or in a replay; not among ``messages``, which has them once."""
+    """Of those how many were handled, here, and of letters that were replayed; ``given_up_later``: how many failed for
+    the last time. Both are counted beside ``messages``, which has each record once."""
     failures: int
     """Attempts that raised, and records that could not be deserialized."""
     bytes: int
@@ -55,6 +68,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_rate: float
     last_commit_ms: int | None
     worker: WorkerStatus
+    paused: PauseStatus | None = None
 
 
 class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError
 
 from kafkasrcd.daemon.assignment import Assignment
+from kafkasrcd.daemon.breaker import Breaker
 from kafkasrcd.daemon.broker_watch import BrokerWatch
 from kafkasrcd.daemon.child_processes import ForkServer
 from kafkasrcd.daemon.control_server import ControlServer
@@ -102,6 +103,7 @@ class Supervisor:
             settings, self._assignment.partitions, self._handlers, self._recorder.due_letters
         )
         self._letters = OpenLetters(settings, self._recorder.count_letters)
+        self._breaker = Breaker(settings, self._assignment.partitions, self._assignment.pauses.trip)
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
 
@@ -184,6 +186,7 @@ class Supervisor:
                 commit = asyncio.ensure_future(recording.record_processed())
                 commits.add(commit)
                 commit.add_done_callback(commits.discard)
+            self._breaker.look(now)
             if now >= sample_due:
                 sample_due = now + 1.0
                 self._watch_membership(membership)
@@ -192,6 +195,7 @@ class Supervisor:
                 self._assignment.watch(now)
                 self._handlers.watch(now)
                 self._due.watch(store_answers=not recording.store_problem)
+                self._assignment.pauses.watch(store_answers=not recording.store_problem)
                 self._letters.watch(now, store_answers=not recording.store_problem)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
@@ -255,6 +259,7 @@ class Supervisor:
         self._broker.stop()
         self._letters.stop()
         self._due.stop()
+        self._assignment.pauses.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         if membership is not None:
             draining = f"draining {len(self._assignment.partitions)} partitions"

@@ -15,6 +15,7 @@ import msgspec
 
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.dead_letters import DueLetter, LetterCount, LetterState
+from kafkasrcd.storage.intents import Intent
 
 
 class TopicPartition(msgspec.Struct, frozen=True, order=True):
@@ -146,6 +147,14 @@ class OffsetStore(ABC):
     def due_letters(self, topic_partitions: Sequence[TopicPartition], most: int) -> list[DueLetter]:
         """Letters of these partitions whose records are to be handled again now, ``most`` at once."""
         return []
+
+    @abstractmethod
+    def intents(self) -> list[Intent]:
+        """Everything that this group was told to do until it is told otherwise."""
+
+    @abstractmethod
+    def set_intent(self, intent: Intent) -> None:
+        """Keep it, unless there is one of its kind and scope. Survives a power cut as ``claim`` does."""
 
     @abstractmethod
     def close(self) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from kafkasrcd.errors import ConfigurationError
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The revision in ``migrations/`` that the tables below are."""
 _BEFORE_ALEMBIC: Final = "kafkasrcd_schema"
 """Told a database of ours from a foreign one before there were migrations; its tables are those of revision 0001."""
@@ -115,6 +115,21 @@ dead_letters = Table(
         sqlite_where=text("due_ms IS NOT NULL"),
     ),
     sqlite_autoincrement=True,
+)
+
+intents = Table(
+    "kafkasrcd_intents",
+    metadata,
+    # The key's first column finds all of a group. A topic is "" for all of them, a partition -1 for all of its topic.
+    Column("group_id", String, primary_key=True),
+    Column("topic", String, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String, primary_key=True),
+    Column("value", String, nullable=False),
+    Column("set_by", String, nullable=False),
+    Column("set_ms", BigInteger, nullable=False),
+    Column("reason", String, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 

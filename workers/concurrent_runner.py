@@ -23,7 +23,7 @@ from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.frame import Columns
-from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
+from kafkasrcd.workers.handler_bindings import IDLE_MS, HandlerBindings, lease_wait_ms
 from kafkasrcd.workers.handler_target import HandlerTarget, refuse_awaitable
 from kafkasrcd.workers.prefix import Prefix
 from kafkasrcd.workers.redelivery import Redelivery
@@ -238,7 +238,7 @@ class _Slot:
             self.runner.bindings.report_failed(cursor)
             return IDLE_MS
         if not cursor.memory.leased:
-            return LEASE_WAIT_MS
+            return lease_wait_ms(cursor)
         self.runner.ready.extend(self._held)
         self._held.clear()
         if cursor.due and not self._is_placing:

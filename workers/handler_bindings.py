@@ -32,6 +32,11 @@ LEASE_WAIT_MS: Final = 20.0
 """How soon a partition whose lease had run out is looked at again."""
 
 
+def lease_wait_ms(cursor: PartitionCursor) -> float:
+    """How long until a partition without a lease is worth another look: the end of a pause is told by the bell."""
+    return IDLE_MS if cursor.memory.paused else LEASE_WAIT_MS
+
+
 class HandlerBindings:
     """What a runner serves. Runners differ in how they call the handler; this is what they share."""
 

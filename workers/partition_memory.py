@@ -6,7 +6,8 @@ the whole partition, or, where its records go to several handler processes, one 
 
 The lease is the permission to go on. The supervisor moves it forward in every turn of its loop and sets it to 0 to stop
 the partition. A worker hands nothing off, and a handler starts no record, once the clock has passed it: so a frozen and
-thawed host stands still until its supervisor has proven that it still owns what it works on.
+thawed host stands still until its supervisor has proven that it still owns what it works on. A paused partition has
+another value there, which no clock is before either, and by which they know that they may sleep until they are woken.
 """
 
 import mmap
@@ -36,7 +37,8 @@ from kafkasrcd.workers.ring import (
 
 # Written by the supervisor alone.
 LEASE: Final = 0 * LINE
-"""Boot time in ns until which this partition may be worked on; 0 is stopped."""
+"""Boot time in ns until which this partition may be worked on; 0 is stopped, PAUSED is paused."""
+PAUSED: Final = -1
 # Written by the worker alone.
 POSITION: Final = 1 * LINE
 """Next offset to hand off."""
@@ -170,6 +172,15 @@ class PartitionMemory:
     def stop(self) -> None:
         """End the lease now: no further record is handed off or started."""
         self.cells[LEASE] = 0
+
+    def pause(self) -> None:
+        """As ``stop``, and for long: nobody need look at the lease again before the bells are rung."""
+        self.cells[LEASE] = PAUSED
+
+    @property
+    def paused(self) -> bool:
+        """Whether the lease has ended by ``pause``."""
+        return self.cells[LEASE] == PAUSED
 
     @property
     def leased(self) -> bool:

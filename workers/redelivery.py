@@ -26,7 +26,7 @@ from kafkasrcd.workers.frame import Columns
 from kafkasrcd.workers.preparing import Preparation, preparation_of
 from kafkasrcd.workers.reasons import reason_of, text_of
 from kafkasrcd.workers.retry_policy import RetryPolicy
-from kafkasrcd.workers.ring import FAILURES, PAGE, REDELIVERED
+from kafkasrcd.workers.ring import FAILURES, GIVEN_UP_LATER, PAGE, REDELIVERED
 
 
 class Redelivery:
@@ -101,6 +101,8 @@ class Redelivery:
             )
         elif self.outcome.failed is None:
             self.cursor.cells[REDELIVERED] += 1
+        elif self.outcome.failed.due_ms is None and self._seen.state is LetterState.RETRYING:
+            self.cursor.cells[GIVEN_UP_LATER] += 1
 
     def _failed(self, failure: Failure, wait_ns: int | None = None) -> Redelivered:
         self.cursor.cells[FAILURES] += 1

@@ -57,6 +57,8 @@ SCHEDULED: Final = 19 * LINE
 """Records put aside, to be handled again later."""
 REDELIVERED: Final = 20 * LINE
 """Letters whose record was handled again, and is done."""
+GIVEN_UP_LATER: Final = 22 * LINE
+"""Records put aside before, that failed for the last time."""
 LETTER: Final = 21 * LINE
 """While the handler has the record of a letter in its hands, the letter's id; of several, one. Else 0."""
 

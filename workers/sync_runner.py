@@ -11,7 +11,7 @@ from kafkasrcd.storage.dead_letters import DeadLetter, Redelivered
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
-from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings
+from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings, lease_wait_ms
 from kafkasrcd.workers.handler_target import refuse_awaitable
 from kafkasrcd.workers.partition_memory import LEASE
 from kafkasrcd.workers.redelivery import Redelivery
@@ -44,7 +44,7 @@ def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
     if cursor.failed is not None:
         return IDLE_MS
     if not cursor.memory.leased:
-        return LEASE_WAIT_MS
+        return lease_wait_ms(cursor)
     if cursor.retry_at_ns:
         waiting_ns = cursor.retry_at_ns - boottime_ns()
         if waiting_ns > 0:

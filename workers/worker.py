@@ -55,6 +55,8 @@ _BATCH_MESSAGES: Final = 1000
 _WATERMARK_SECONDS: Final = 1.0
 """How often the watermarks are asked for where no fetch brings them: the lag is that old at most."""
 _LEASE_WAIT_MS: Final = 20
+_IDLE_MS: Final = 1000
+"""Until the bell rings; the watermarks are asked for then."""
 _FIRST_WAIT_MS: Final = 200.0
 _LONGEST_WAIT_MS: Final = 10_000.0
 """Between two questions to a registry that is away: 64 workers are then some ten questions a second."""
@@ -132,8 +134,9 @@ class Worker:
         self._channel.send(WorkerReady())
         while True:
             if not self._memory.leased:
-                if self._sleep(_LEASE_WAIT_MS):
+                if self._sleep(self._lease_wait_ms):
                     return 0
+                self._ask_watermarks()
                 continue
             first = consumer.poll(self._poll_seconds)
             if first is None:
@@ -210,7 +213,7 @@ class Worker:
             try:
                 if self._memory.leased and writer.publish(frame.parts):
                     break
-                if self._sleep(_LEASE_WAIT_MS if not self._memory.leased else 1000):
+                if self._sleep(_IDLE_MS if self._memory.leased else self._lease_wait_ms):
                     os._exit(0)
             finally:
                 writer.awake()
@@ -220,6 +223,11 @@ class Worker:
         self._bytes += frame.record_bytes
         cells[MESSAGES] = max(cells[MESSAGES], self._messages)
         cells[BYTES] = max(cells[BYTES], self._bytes)
+
+    @property
+    def _lease_wait_ms(self) -> int:
+        """Without a lease: a pause ends with the bell, everything else by itself."""
+        return _IDLE_MS if self._memory.paused else _LEASE_WAIT_MS
 
     def _sleep(self, milliseconds: int) -> bool:
         """Until the bell rings or the time is over; True where the supervisor is gone."""

@@ -123,6 +123,13 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     dead_letter_topic: str = ""
     """A topic that dead letters go to as well, or instead; ``{topic}`` stands for the record's, as in
     ``{topic}.DLQ``."""
+    max_dead_letter_ratio: Annotated[float, Meta(ge=0, le=1)] = 1
+    """Above which share of dead letters among its last records a partition is paused, until ``kafkasrcd resume``; 1 is
+    never."""
+    dead_letter_window_seconds: PositiveSeconds = 60
+    """For ``max_dead_letter_ratio``: the last records are those of so many seconds, and 1 000 at most."""
+    dead_letter_min_records: Positive = 20
+    """For ``max_dead_letter_ratio``: of fewer records nothing follows."""
     non_retryable: list[str] = field(default_factory=list[str])
     """Exceptions, as ``ValueError`` or ``package.module.Error``, after which no further attempt is made."""
     crash_attempts: Positive = 3
