@@ -123,6 +123,9 @@ class Storm:
                 self._note("quiet")
                 self._injector.calm()
                 self._producer.stop()
+            for slot in self._slots:
+                if slot.is_ending:
+                    slot.wait_ended()
             if not any(slot.is_running for slot in self._slots):
                 self._slots[0].start()
             if self._quiet.await_caught_up() and self._quiet.await_whole_group():
