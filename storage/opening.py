@@ -41,8 +41,8 @@ def open_intents(
     """The intents of ``group_id`` in the store at ``url``. As ``open_dead_letters``."""
     if url == MEMORY_URL:
         raise ConfigurationError(
-            "store.url is memory://, out of reach of commands: name a database to pause and resume by command; until then "
-            "a restart of kafkasrcd has what its breaker paused go on"
+            "store.url is memory://, out of reach of commands: name a database to pause and resume by command; until "
+            "then, what the breaker has paused goes on after a restart of kafkasrcd"
         )
     from kafkasrcd.storage.intent_store import IntentStore
 
