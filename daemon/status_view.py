@@ -64,11 +64,11 @@ def _problem(text: str) -> Text:
 
 
 def _pauses(status: Status) -> list[RenderableType]:
-    """As they were told: a topic's once. The breaker's is a problem, and stands there."""
+    """As they were told: a topic's once. The breaker's is a problem, and stands there already."""
     told = {
         partition.paused.scope: partition.paused
         for partition in status.partitions
-        if partition.paused is not None and not partition.problem
+        if partition.paused is not None and partition.paused.reason not in partition.problem
     }
     return [
         _notice(

@@ -80,14 +80,14 @@ def test_the_memory_store_has_none() -> None:
     assert MemoryOffsetStore("billing").count_letters(LetterState.OPEN) == []
 
 
-def _shown(status: Status, width: int) -> str:
+def shown(status: Status, width: int) -> str:
     console = Console(width=width, highlight=False)
     with console.capture() as captured:
         console.print(status_view(status, width=width), soft_wrap=True)
     return captured.get()
 
 
-def _status(counts: list[LetterCount]) -> Status:
+def status_of(counts: list[LetterCount]) -> Status:
     worker = WorkerStatus(pid=7, restarts=0, cpu_percent=0.0, rss_bytes=0)
     partition = PartitionStatus(
         topic="orders",
@@ -131,17 +131,17 @@ def _status(counts: list[LetterCount]) -> Status:
 
 def test_people_see_the_first_kinds_and_the_daemon_is_healthy() -> None:
     counts = [LetterCount("orders", f"Error{number}", 1_000 - number) for number in range(8)]
-    lines = _shown(_status([*counts, LetterCount("orders", "Rare", 1)]), 100).splitlines()
+    lines = shown(status_of([*counts, LetterCount("orders", "Rare", 1)]), 100).splitlines()
     assert "healthy" in lines[0]
     assert lines[1] == "! 1,000 dead letters of orders: Error0 (kafkasrcd dead-letters list)"
     assert lines[6] == "! 2,983 dead letters of other topics and errors (kafkasrcd dead-letters list)"
-    assert "! 1 dead letter of orders: Rare" in _shown(_status([LetterCount("orders", "Rare", 1)]), 100)
+    assert "! 1 dead letter of orders: Rare" in shown(status_of([LetterCount("orders", "Rare", 1)]), 100)
 
 
 def test_wide_terminals_have_columns_for_them() -> None:
-    status = _status([])
-    assert "1,234" not in _shown(status, 100)
-    heading, row = _shown(status, 200).splitlines()[1:3]
+    status = status_of([])
+    assert "1,234" not in shown(status, 100)
+    heading, row = shown(status, 200).splitlines()[1:3]
     for name, figure in (("skipped", "1,234"), ("dead", "5,678")):
         assert heading.index(name) + len(name) == row.index(figure) + len(figure)
-    assert all(len(line.rstrip()) <= 156 for line in _shown(status, 156).splitlines()[1:3])
+    assert all(len(line.rstrip()) <= 156 for line in shown(status, 156).splitlines()[1:3])
