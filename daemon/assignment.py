@@ -5,6 +5,7 @@ assignment, or of an earlier offset, can reach a handler through them.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from kafkasrcd.daemon.handler_pool import HandlerPool, describe_exit
 from kafkasrcd.daemon.hung_workers import HungWorkers
 from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State
 from kafkasrcd.daemon.partition import Partition
+from kafkasrcd.daemon.pauses import Pauses
 from kafkasrcd.daemon.recorder import Recorder
 from kafkasrcd.daemon.recording import Recording
 from kafkasrcd.errors import KafkasrcdError
@@ -72,6 +74,7 @@ class Assignment:
         self._recorder = recorder
         self.recording = Recording(settings, recorder, self.partitions, self.on_fenced)
         self._hung_workers = HungWorkers(settings.handler.timeout_seconds)
+        self.pauses = Pauses(settings, recorder, self.partitions, self.on_pause_changed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = EventLog("assignment")
 
@@ -124,6 +127,7 @@ class Assignment:
                 return
             try:
                 starts = await self._recorder.claim(list(waiting), moved)
+                await self.pauses.look_up()
                 break
             except KafkasrcdError as error:
                 self.recording.note_store(error)
@@ -187,7 +191,7 @@ class Assignment:
         if isinstance(message, WorkerReady):
             if partition.state is State.STARTING:
                 partition.problem = ""
-                partition.enter(State.RUNNING)
+                partition.ready()
         elif isinstance(message, OffsetOutOfRange):
             self._on_out_of_range(partition, message)
         elif isinstance(message, WorkerWaits):
@@ -219,7 +223,7 @@ class Assignment:
             partition=partition.name.partition,
             exit_code=exit_code,
         )
-        if partition.state is State.RUNNING:
+        if partition.state is not State.STARTING:
             partition.enter(State.STARTING, "its worker ended")
 
         def restart() -> None:
@@ -253,11 +257,10 @@ class Assignment:
         """A record failed for the last time: its partition stands still before it."""
         partition.fail(reason, _MEND_AND_RESTART)
 
-    def on_letter_refused(self, partition: Partition, offset: int, reason: str) -> None:
-        """Nothing behind the record is handled before its dead letter is kept."""
+    def on_letter_refused(self, partition: Partition, reason: str) -> None:
+        """Nothing behind the record is handled before its letter is written down."""
         if partition.state in WORKING:
-            waits = f"offset {offset} cannot be dead-lettered, and is waited for: {reason}"
-            partition.problem = waits if reason else ""
+            partition.problem = reason
 
     def on_ring_broken(self, partition: Partition, reason: str) -> None:
         """Replace the ring; what was in it is fetched again."""
@@ -282,6 +285,15 @@ class Assignment:
         """A handler process cannot commit its transactions."""
         self.recording.on_store_away(reason)
 
+    def on_pause_changed(self, partition: Partition) -> None:
+        """Wake who sleeps until its lease changes, and those who have something of it open."""
+        self.renew_leases()
+        os.eventfd_write(partition.bell, 1)
+        self.handlers.ring(partition)
+        auto = self._settings.commit_strategy is CommitStrategy.AUTO
+        if auto and partition.paused is not None and partition.state in WORKING and not partition.moving:
+            self._begin_move(partition, None)
+
     def _begin_move(self, partition: Partition, target: int | None) -> None:
         """Start the partition anew with a new claim, rings and worker: at ``target`` once the rings are dry, or, where
         that is None, now and where it is."""
@@ -297,7 +309,11 @@ class Assignment:
         deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         await self._settle([partition], deadline)
         if target is None and not partition.contested:
-            await self.recording.record([partition], deadline.remaining)
+            if self._settings.commit_strategy is CommitStrategy.AUTO and partition.paused is not None:
+                # What is handed off is committed, and not to be handled now: it is read again after the pause.
+                target = partition.processed
+            else:
+                await self.recording.record([partition], deadline.remaining)
         if partition.state is not State.DRAINING or not partition.moving:
             return
         self.handlers.unbind(partition)
@@ -373,7 +389,7 @@ class Assignment:
 
     async def _finish_ring(self, partition: Partition, deadline: Deadline) -> None:
         """With ``auto``: what is handed off is committed already, or will be; have it handled, too."""
-        if partition.state not in WORKING or partition.worker is None:
+        if partition.state not in WORKING or partition.worker is None or partition.paused is not None:
             return
         partition.moving = True
         partition.worker.kill()

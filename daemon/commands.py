@@ -19,6 +19,8 @@ COMMANDS = {
     "start": "kafkasrcd.daemon.service_commands:start",
     "status": "kafkasrcd.daemon.service_commands:status",
     "stop": "kafkasrcd.daemon.service_commands:stop",
+    "pause": "kafkasrcd.daemon.pause_commands:pause",
+    "resume": "kafkasrcd.daemon.pause_commands:resume",
     "dead-letters": "kafkasrcd.daemon.dead_letter_commands:dead_letters",
     "config": "kafkasrcd.daemon.config_commands:config",
     "demo": "kafkasrcd.daemon.demo_commands:demo",

@@ -48,7 +48,7 @@ class LeaseKeeper:
             self._proof = asyncio.get_running_loop().create_task(self._prove())
         if self.held:
             for partition in self._assignment.partitions.values():
-                if partition.state in WORKING and partition.memory is not None:
+                if partition.state in WORKING and partition.paused is None and partition.memory is not None:
                     partition.memory.extend_lease(self._lease_seconds)
 
     async def _prove(self) -> None:

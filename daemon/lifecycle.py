@@ -15,7 +15,7 @@ class State(StrEnum):
     """Its worker is coming up, for the first time or again."""
     RUNNING = "running"
     PAUSED = "paused"
-    """Assigned and healthy, but told not to go on."""
+    """Assigned, claimed and healthy, but told not to go on."""
     DRAINING = "draining"
     """No further record is started; what a handler holds is being finished, then recorded."""
     FAILED = "failed"
@@ -28,7 +28,7 @@ class State(StrEnum):
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.CLAIMING: frozenset({State.STARTING, State.DRAINING, State.FAILED, State.LOST}),
-    State.STARTING: frozenset({State.RUNNING, State.DRAINING, State.FAILED, State.LOST}),
+    State.STARTING: frozenset({State.RUNNING, State.PAUSED, State.DRAINING, State.FAILED, State.LOST}),
     State.RUNNING: frozenset({State.STARTING, State.PAUSED, State.DRAINING, State.FAILED, State.LOST}),
     State.PAUSED: frozenset({State.RUNNING, State.STARTING, State.DRAINING, State.FAILED, State.LOST}),
     # Back to claiming: it stays assigned, and starts anew at another offset, with another ring or with a new claim.
@@ -38,8 +38,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.RELEASED: frozenset(),
 }
 
-WORKING = frozenset({State.STARTING, State.RUNNING})
-"""Its lease is extended."""
+WORKING = frozenset({State.STARTING, State.RUNNING, State.PAUSED})
+"""It has memory and a worker, or is about to have one again; its lease is extended unless it is paused."""
 ENDED = frozenset({State.LOST, State.RELEASED})
 """Nothing of it is recorded any more."""
 

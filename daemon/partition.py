@@ -12,10 +12,12 @@ from kafkasrcd.daemon.child_processes import ChildProcess
 from kafkasrcd.daemon.deadly_records import DeadlyRecords
 from kafkasrcd.daemon.hung_calls import Hands
 from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State, transition
+from kafkasrcd.daemon.pause_words import BREAKER, way_on
 from kafkasrcd.daemon.reached import Reached, beyond
 from kafkasrcd.daemon.rolling_rate import RollingRate
 from kafkasrcd.daemon.start_points import StartPoint
 from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.intents import Intent
 from kafkasrcd.storage.offset_store import WHOLE, Layer, Layout, TopicPartition
 from kafkasrcd.workers.control import Quarantined
 from kafkasrcd.workers.deadline import Deadline
@@ -30,7 +32,17 @@ from kafkasrcd.workers.partition_memory import (
     UNKNOWN,
     PartitionMemory,
 )
-from kafkasrcd.workers.ring import COMMITTABLE, DEAD_LETTERED, FAILURES, HANDLED, PROCESSED, SKIPPED
+from kafkasrcd.workers.ring import (
+    COMMITTABLE,
+    DEAD_LETTERED,
+    FAILURES,
+    GIVEN_UP_LATER,
+    HANDLED,
+    PROCESSED,
+    REDELIVERED,
+    SCHEDULED,
+    SKIPPED,
+)
 
 _STORES_SETTLE_SECONDS: Final = 0.005
 """After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
@@ -49,15 +61,24 @@ _log = EventLog("partition")
 
 
 class Totals(NamedTuple):
-    """Records handed off and their bytes; what became of them; ``failures``: attempts that raised, and records that
-    could not be deserialized."""
+    """Records handed off and their bytes; what became of them; ``redelivered``: of those put aside before, and of
+    letters that were replayed, how many were handled, ``given_up_later``: how many of those put aside were not; ``failures``: attempts that raised, and records that could not be
+    deserialized."""
 
     messages: int = 0
     bytes: int = 0
     succeeded: int = 0
     skipped: int = 0
     dead_lettered: int = 0
+    scheduled: int = 0
+    redelivered: int = 0
+    given_up_later: int = 0
     failures: int = 0
+
+    @property
+    def finished(self) -> int:
+        """Records that are done with, one way or another."""
+        return self.succeeded + self.skipped + self.dead_lettered + self.scheduled
 
 
 class Partition:
@@ -75,6 +96,8 @@ class Partition:
         """Wakes the worker."""
         self.moving = False
         """Its worker's end is expected: it is about to start anew, at another offset or with a new claim."""
+        self.paused: Intent | None = None
+        """Why it is not to go on, whatever its state; None where it may."""
         self.contested = ""
         """Why its claim is in question: the store has a later one, made by another member."""
         self.bindings: dict[int, int] = {}
@@ -134,6 +157,30 @@ class Partition:
         self.stop_work()
         self.enter(State.FAILED, reason)
 
+    def pause(self, intent: Intent) -> None:
+        """Start no further record before ``resume``, also where it is yet to begin. What a handler holds it finishes;
+        the worker stays, and the ring as it is."""
+        self.paused = intent
+        if self.memory is not None and self.state in WORKING:
+            self.memory.pause()
+        if self.state is State.RUNNING:
+            self.ready()
+
+    def resume(self) -> None:
+        """Go on with the next lease."""
+        self.paused = None
+        if self.memory is not None and self.state in WORKING:
+            self.memory.stop()
+        if self.state is State.PAUSED:
+            self.ready()
+
+    def ready(self) -> None:
+        """Its worker is there: it runs, unless it is paused."""
+        if self.paused is None:
+            self.enter(State.RUNNING)
+        else:
+            self.enter(State.PAUSED, f"by {self.paused.set_by}: {self.paused.reason}")
+
     def stop_work(self) -> None:
         """Start no further record and end the worker: it holds nothing that is not in the ring."""
         if self.memory is not None:
@@ -169,6 +216,8 @@ class Partition:
         starts = start.starts(layout)
         ring_bytes = self._settings.supervisor.ring_bytes
         self.memory = PartitionMemory.create(ring_bytes, start.assignment_epoch, start.next_offset, starts)
+        if self.paused is not None:
+            self.memory.pause()
         self.recorded = None
         self.ring_is_broken = False
         self._layout = layout
@@ -239,7 +288,9 @@ class Partition:
 
     @property
     def advice(self) -> str:
-        """The problem, or what else stands in the way; empty where nothing does."""
+        """The problem, or what else stands in the way and is not meant to; empty where nothing does."""
+        if not self.problem and self.paused is not None:
+            return f"{self.paused.reason}; mend it, then {self.way_on}" if self.paused.set_by == BREAKER else ""
         if not self.problem and self.state is State.CLAIMING:
             asked_ms = time.time() * 1000 - self.since_ms
             return "the store and the broker are asked where it starts" if asked_ms > _ASKING_MS else ""
@@ -255,6 +306,11 @@ class Partition:
         return ""
 
     @property
+    def way_on(self) -> str:
+        """What ends its pause; empty where it is not paused."""
+        return "" if self.paused is None else way_on(self.paused, self._settings)
+
+    @property
     def totals(self) -> Totals:
         """Since the assignment."""
         memory = self.memory
@@ -265,12 +321,17 @@ class Partition:
             return sum(slot.cells[cell] for slot in memory.slots)
 
         past = self._past
+        # What became of records first: what is handed off meanwhile is in flight, and nothing is finished twice.
+        finished = [of_slots(cell) for cell in (HANDLED, SKIPPED, DEAD_LETTERED, SCHEDULED)]
         return Totals(
             past.messages + memory.cells[MESSAGES],
             past.bytes + memory.cells[BYTES],
-            past.succeeded + of_slots(HANDLED),
-            past.skipped + of_slots(SKIPPED),
-            past.dead_lettered + of_slots(DEAD_LETTERED),
+            past.succeeded + finished[0],
+            past.skipped + finished[1],
+            past.dead_lettered + finished[2],
+            past.scheduled + finished[3],
+            past.redelivered + of_slots(REDELIVERED),
+            past.given_up_later + of_slots(GIVEN_UP_LATER),
             past.failures + of_slots(FAILURES),
         )
 
@@ -313,8 +374,9 @@ class Partition:
         return refused
 
     def drop_memory(self) -> None:
-        """Nothing runs in it any more."""
-        self._past = self.totals
+        """Nothing runs in it any more. What waits in it is handed off again, by its successor or by another member."""
+        totals = self.totals
+        self._past = totals._replace(messages=min(totals.messages, totals.finished))
         if self.memory is not None:
             self.memory.close()
             self.memory = None

@@ -52,6 +52,10 @@ target = "handlers:handle"
 # A topic for dead letters, besides the store, such as "{topic}.DLQ".
 # dead_letter_topic = ""
 
+# A partition of whose last records more than this share became dead letters, such as 0.5, is paused until someone says
+# `kafkasrcd resume`. 1 is never.
+# max_dead_letter_ratio = 1.0
+
 # One call, of the handler or a deserializer, may take so long; then its process is killed, and its record counted as
 # the cause.
 # timeout_seconds = 300.0

@@ -16,6 +16,17 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int
 
 
+class PauseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a partition is paused, or about to be: ``by`` whom, ``since_ms`` 1970, and for which ``reason``; ``scope`` is
+    what was paused with it, and ``way_on`` what ends it."""
+
+    by: str
+    since_ms: int
+    reason: str
+    scope: str
+    way_on: str
+
+
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One assigned partition.
 
@@ -39,10 +50,17 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     high_watermark: int | None
     lag: int | None
     messages: int
-    """Handed off to handlers; some of them twice, where a process died."""
+    """Handed off to handlers. Of these as many are in flight as are not succeeded, skipped or dead-lettered; what is
+    handled again, since it was rolled back or not committed, is so once more."""
     succeeded: int
     skipped: int
     dead_lettered: int
+    scheduled: int = 0
+    """Put aside to be handled again later, with ``handler.retry = "scheduled"``."""
+    given_up_later: int = 0
+    redelivered: int = 0
+    """Of those how many were handled, here, and of letters that were replayed; ``given_up_later``: how many failed for
+    the last time. Both are counted beside ``messages``, which has each record once."""
     failures: int
     """Attempts that raised, and records that could not be deserialized."""
     bytes: int
@@ -50,6 +68,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_rate: float
     last_commit_ms: int | None
     worker: WorkerStatus
+    paused: PauseStatus | None = None
 
 
 class HandlerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +88,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state``: ``starting``, ``joining``, ``running``, ``stopping``. ``problems``: one sentence each, what is wrong
     with the daemon as a whole (broker or store unreachable, since when) and what to do; empty when healthy.
-    ``dead_letters``: some seconds old, most first; empty also where letters are not kept in the store.
+    ``dead_letters``: some seconds old, most first; empty also where letters are not kept in the store. ``retrying``:
+    the same of records that wait to be handled again, with ``handler.retry = "scheduled"``.
     """
 
     version: int = STATUS_VERSION
@@ -85,3 +105,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     partitions: list[PartitionStatus]
     handlers: list[HandlerStatus]
     dead_letters: list[LetterCount] = []
+    retrying: list[LetterCount] = []

@@ -7,7 +7,7 @@ import psutil
 from kafkasrcd.daemon.assignment import Assignment
 from kafkasrcd.daemon.handler_pool import HandlerPool
 from kafkasrcd.daemon.partition import Partition
-from kafkasrcd.daemon.status import HandlerStatus, PartitionStatus, WorkerStatus
+from kafkasrcd.daemon.status import HandlerStatus, PartitionStatus, PauseStatus, WorkerStatus
 
 
 class ProcessUsage:
@@ -52,6 +52,7 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
     cpu_percent, rss_bytes = usage.of(pid)
     partition.sample_rates(time.monotonic())  # right from the first second, and not a second old
     totals = partition.totals
+    pause = partition.paused
     return PartitionStatus(
         topic=partition.name.topic,
         partition=partition.name.partition,
@@ -69,6 +70,9 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
         succeeded=totals.succeeded,
         skipped=totals.skipped,
         dead_lettered=totals.dead_lettered,
+        scheduled=totals.scheduled,
+        redelivered=totals.redelivered,
+        given_up_later=totals.given_up_later,
         failures=totals.failures,
         bytes=totals.bytes,
         rate=round(partition.message_rate.per_second, 1),
@@ -76,6 +80,15 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
         last_commit_ms=partition.last_commit_ms,
         worker=WorkerStatus(
             pid=pid, restarts=partition.backoff.total, cpu_percent=round(cpu_percent, 1), rss_bytes=rss_bytes
+        ),
+        paused=None
+        if pause is None
+        else PauseStatus(
+            by=pause.set_by,
+            since_ms=pause.set_ms,
+            reason=pause.reason,
+            scope=str(pause.scope),
+            way_on=partition.way_on,
         ),
     )
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kafkasrcd.daemon.status import PartitionStatus, Status
+from kafkasrcd.storage.intents import Scope
 
 _PIPE_WIDTH: Final = 1_000
 """Into a pipe or a file goes everything, at the width it has."""
@@ -36,6 +37,7 @@ def status_view(status: Status, width: int) -> RenderableType:
         for partition in status.partitions
         if partition.problem
     ]
+    lines += _pauses(status)
     lines += _dead_letters(status)
     if status.partitions:
         lines.append(_partitions(status, wide=width >= 156))
@@ -61,6 +63,22 @@ def _problem(text: str) -> Text:
     return Text.assemble(("! ", "bold red"), text)
 
 
+def _pauses(status: Status) -> list[RenderableType]:
+    """As they were told: a topic's once. The breaker's is a problem, and stands there already."""
+    told = {
+        partition.paused.scope: partition.paused
+        for partition in status.partitions
+        if partition.paused is not None and partition.paused.reason not in partition.problem
+    }
+    return [
+        _notice(
+            f"{'all topics' if pause.scope == str(Scope()) else pause.scope} paused by {pause.by} since "
+            f"{_clock(pause.since_ms, status.now_ms)}: {pause.reason} — {pause.way_on}"
+        )
+        for pause in told.values()
+    ]
+
+
 def _dead_letters(status: Status) -> list[RenderableType]:
     """Nothing is wrong with the daemon where there are some; someone has to look all the same."""
     lines: list[RenderableType] = []
@@ -71,6 +89,11 @@ def _dead_letters(status: Status) -> list[RenderableType]:
     if others:
         rest = f"{sum(found.count for found in others):,} dead letters"
         lines.append(_notice(f"{rest} of other topics and errors (kafkasrcd dead-letters list)"))
+    if status.retrying:
+        records = f"{sum(found.count for found in status.retrying):,} records are put aside, to be tried again"
+        most = status.retrying[0]
+        why = f"{most.error} of {most.topic}" if len(status.retrying) == 1 else f"most for {most.error} of {most.topic}"
+        lines.append(_notice(f"{records}: {why} (kafkasrcd dead-letters list --state retrying)"))
     return lines
 
 
@@ -167,8 +190,13 @@ def _offset_plain(value: int | None) -> str:
 
 
 def _since(partition: PartitionStatus, status: Status) -> str:
-    clock = time.strftime("%H:%M:%S", time.localtime(partition.since_ms / 1000))
-    return f"since {clock} ({_duration(status.now_ms - partition.since_ms)})"
+    return f"since {_clock(partition.since_ms, status.now_ms)} ({_duration(status.now_ms - partition.since_ms)})"
+
+
+def _clock(at_ms: int, now_ms: int) -> str:
+    """A time of day, with the day where it is not this one."""
+    at, now = time.localtime(at_ms / 1000), time.localtime(now_ms / 1000)
+    return time.strftime("%H:%M:%S" if at[:3] == now[:3] else "%Y-%m-%d %H:%M:%S", at)
 
 
 def _duration(milliseconds: float) -> str:

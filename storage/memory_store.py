@@ -6,6 +6,7 @@ import msgspec
 
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.clock import wall_clock_ms
+from kafkasrcd.storage.intents import Intent, IntentKind, Scope
 from kafkasrcd.storage.offset_store import (
     HISTORY_KEPT_MS,
     HISTORY_STEP_MS,
@@ -44,7 +45,7 @@ class _Row(msgspec.Struct):
 
 
 class MemoryOffsetStore(OffsetStore):
-    """Offsets of ``group_id`` for as long as this object lives. Never blocks and is always available.
+    """Offsets and intents of ``group_id`` for as long as this object lives. Never blocks and is always available.
 
     Epochs start again with the process. That is safe: nobody else can write here, and what wrote for an earlier
     process died with it.
@@ -55,6 +56,7 @@ class MemoryOffsetStore(OffsetStore):
         self._now_ms = now_ms
         self._rows: dict[TopicPartition, _Row] = {}
         self._history: dict[TopicPartition, dict[int, int]] = {}
+        self._intents: dict[tuple[Scope, IntentKind], Intent] = {}
 
     def claim(
         self, topic_partitions: Sequence[TopicPartition], owner: str, layout: Layout = WHOLE
@@ -127,6 +129,12 @@ class MemoryOffsetStore(OffsetStore):
 
     def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
         return sorted(self._history.get(topic_partition, {}).items())
+
+    def intents(self) -> list[Intent]:
+        return [intent for _, intent in sorted(self._intents.items())]
+
+    def set_intent(self, intent: Intent) -> None:
+        self._intents.setdefault((intent.scope, intent.kind), intent)
 
     def close(self) -> None:
         self._rows.clear()

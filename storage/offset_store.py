@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from kafkasrcd.errors import StoreError
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import DueLetter, LetterCount, LetterState
+from kafkasrcd.storage.intents import Intent
 
 
 class TopicPartition(msgspec.Struct, frozen=True, order=True):
@@ -139,9 +140,21 @@ class OffsetStore(ABC):
     def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
         """``(at_ms, next_offset)``, milliseconds since 1970, oldest first."""
 
-    def open_letters(self) -> list[LetterCount]:
-        """How many dead letters of this group are open; none where the store keeps none."""
+    def count_letters(self, state: LetterState) -> list[LetterCount]:
+        """How many dead letters of this group are in ``state``; none where the store keeps none."""
         return []
+
+    def due_letters(self, topic_partitions: Sequence[TopicPartition], most: int) -> list[DueLetter]:
+        """Letters of these partitions whose records are to be handled again now, ``most`` at once."""
+        return []
+
+    @abstractmethod
+    def intents(self) -> list[Intent]:
+        """Everything that this group was told to do until it is told otherwise."""
+
+    @abstractmethod
+    def set_intent(self, intent: Intent) -> None:
+        """Keep it, unless there is one of its kind and scope. Survives a power cut as ``claim`` does."""
 
     @abstractmethod
     def close(self) -> None:

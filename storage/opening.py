@@ -8,6 +8,7 @@ from kafkasrcd.storage.offset_store import OffsetStore
 
 if TYPE_CHECKING:
     from kafkasrcd.storage.dead_letter_store import DeadLetterStore
+    from kafkasrcd.storage.intent_store import IntentStore
     from kafkasrcd.storage.sql_store import Database
 
 MEMORY_URL = "memory://"
@@ -32,6 +33,20 @@ def open_dead_letters(
     from kafkasrcd.storage.dead_letter_store import DeadLetterStore
 
     return DeadLetterStore(_open_database(url, busy_timeout_ms, shared_with_effects, must_exist), group_id)
+
+
+def open_intents(
+    url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False, must_exist: bool = False
+) -> "IntentStore":
+    """The intents of ``group_id`` in the store at ``url``. As ``open_dead_letters``."""
+    if url == MEMORY_URL:
+        raise ConfigurationError(
+            "store.url is memory://, out of reach of commands: name a database to pause and resume by command; until "
+            "then, what the breaker has paused goes on after a restart of kafkasrcd"
+        )
+    from kafkasrcd.storage.intent_store import IntentStore
+
+    return IntentStore(_open_database(url, busy_timeout_ms, shared_with_effects, must_exist), group_id)
 
 
 def open_store(url: str, group_id: str, busy_timeout_ms: int, *, shared_with_effects: bool = False) -> OffsetStore:

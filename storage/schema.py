@@ -20,11 +20,12 @@ from sqlalchemy import (
     UniqueConstraint,
     inspect,
     select,
+    text,
 )
 
 from kafkasrcd.errors import ConfigurationError
 
-HEAD: Final = "0003"
+HEAD: Final = "0005"
 """The revision in ``migrations/`` that the tables below are."""
 _BEFORE_ALEMBIC: Final = "kafkasrcd_schema"
 """Told a database of ours from a foreign one before there were migrations; its tables are those of revision 0001."""
@@ -100,11 +101,35 @@ dead_letters = Table(
     Column("changed_ms", BigInteger, nullable=False),
     Column("changed_by", String, nullable=False),
     Column("note", String, nullable=False),
+    # When the record is to be handled again, by whoever has its partition then.
+    Column("due_ms", BigInteger),
     UniqueConstraint(
         "group_id", "topic", "partition", "record_offset", name="kafkasrcd_dead_letters_are_of_one_record"
     ),
     Index("kafkasrcd_dead_letters_by_state", "group_id", "state", "topic"),
+    Index(
+        "kafkasrcd_dead_letters_by_due",
+        "group_id",
+        "due_ms",
+        postgresql_where=text("due_ms IS NOT NULL"),
+        sqlite_where=text("due_ms IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
+)
+
+intents = Table(
+    "kafkasrcd_intents",
+    metadata,
+    # The key's first column finds all of a group. A topic is "" for all of them, a partition -1 for all of its topic.
+    Column("group_id", String, primary_key=True),
+    Column("topic", String, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String, primary_key=True),
+    Column("value", String, nullable=False),
+    Column("set_by", String, nullable=False),
+    Column("set_ms", BigInteger, nullable=False),
+    Column("reason", String, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 

@@ -141,14 +141,14 @@ def test_nothing_is_passed_over_while_a_letter_cannot_be_kept(letters: Letters) 
     assert partition.processed == 2
     assert 3 not in rig.handled
     refused = [told for told in rig.hear() if isinstance(told, LetterRefused)]
-    assert {told.offset for told in refused} == {2}
+    assert all(told.reason.startswith("offset 2 cannot be dead-lettered") for told in refused)
     assert all("dead_letters" in told.reason for told in refused)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("ALTER TABLE elsewhere RENAME TO kafkasrcd_dead_letters")
     letters.wait_done(rig, partition, 4)
     assert [each.offset for each in letters.found()] == [2]
     last = [told for told in rig.hear() if isinstance(told, LetterRefused)][-1]
-    assert (last.offset, last.reason) == (2, "")
+    assert last.reason == ""
 
 
 @pytest.mark.parametrize("error", [Reject("of no use"), KeyError("missing")])

@@ -10,7 +10,7 @@ from kafkasrcd.daemon.status import PartitionStatus, Status, WorkerStatus
 from kafkasrcd.daemon.status_view import status_view
 from kafkasrcd.errors import StoreUnavailable
 from kafkasrcd.settings import HandlerSettings, OnFailure, Settings, StoreSettings
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import LetterCount, LetterState
 from kafkasrcd.storage.memory_store import MemoryOffsetStore
 
 FOUND = [LetterCount("orders", "ValueError", 3)]
@@ -23,7 +23,9 @@ class Store:
         self.asked = 0
         self.answer: list[LetterCount] | None = FOUND
 
-    async def open_letters(self) -> list[LetterCount]:
+    async def count_letters(self, state: LetterState) -> list[LetterCount]:
+        if state is not LetterState.OPEN:
+            return []
         self.asked += 1
         if self.answer is None:
             raise StoreUnavailable("away")
@@ -39,17 +41,17 @@ async def _turn(letters: OpenLetters, now: float, *, store_answers: bool = True)
 def test_they_are_looked_up_every_10_seconds_and_a_store_that_is_away_changes_nothing() -> None:
     async def run() -> None:
         store = Store()
-        letters = OpenLetters(Settings(), store.open_letters)
+        letters = OpenLetters(Settings(), store.count_letters)
         now = asyncio.get_running_loop().time()
         await _turn(letters, now)
-        assert (store.asked, letters.counts) == (1, FOUND)
+        assert (store.asked, letters.open) == (1, FOUND)
         await _turn(letters, now + 5)
         assert store.asked == 1
         await _turn(letters, now + 15, store_answers=False)
         assert store.asked == 1
         store.answer = None
         await _turn(letters, now + 15)
-        assert (store.asked, letters.counts) == (2, FOUND)
+        assert (store.asked, letters.open) == (2, FOUND)
         letters.stop()
 
     asyncio.run(run())
@@ -67,25 +69,25 @@ def test_they_are_looked_up_every_10_seconds_and_a_store_that_is_away_changes_no
 def test_nobody_is_asked_where_the_store_keeps_none(settings: Settings) -> None:
     async def run() -> None:
         store = Store()
-        letters = OpenLetters(settings, store.open_letters)
+        letters = OpenLetters(settings, store.count_letters)
         await _turn(letters, asyncio.get_running_loop().time())
-        assert (store.asked, letters.counts) == (0, [])
+        assert (store.asked, letters.open) == (0, [])
 
     asyncio.run(run())
 
 
 def test_the_memory_store_has_none() -> None:
-    assert MemoryOffsetStore("billing").open_letters() == []
+    assert MemoryOffsetStore("billing").count_letters(LetterState.OPEN) == []
 
 
-def _shown(status: Status, width: int) -> str:
+def shown(status: Status, width: int) -> str:
     console = Console(width=width, highlight=False)
     with console.capture() as captured:
         console.print(status_view(status, width=width), soft_wrap=True)
     return captured.get()
 
 
-def _status(counts: list[LetterCount]) -> Status:
+def status_of(counts: list[LetterCount]) -> Status:
     worker = WorkerStatus(pid=7, restarts=0, cpu_percent=0.0, rss_bytes=0)
     partition = PartitionStatus(
         topic="orders",
@@ -129,17 +131,17 @@ def _status(counts: list[LetterCount]) -> Status:
 
 def test_people_see_the_first_kinds_and_the_daemon_is_healthy() -> None:
     counts = [LetterCount("orders", f"Error{number}", 1_000 - number) for number in range(8)]
-    lines = _shown(_status([*counts, LetterCount("orders", "Rare", 1)]), 100).splitlines()
+    lines = shown(status_of([*counts, LetterCount("orders", "Rare", 1)]), 100).splitlines()
     assert "healthy" in lines[0]
     assert lines[1] == "! 1,000 dead letters of orders: Error0 (kafkasrcd dead-letters list)"
     assert lines[6] == "! 2,983 dead letters of other topics and errors (kafkasrcd dead-letters list)"
-    assert "! 1 dead letter of orders: Rare" in _shown(_status([LetterCount("orders", "Rare", 1)]), 100)
+    assert "! 1 dead letter of orders: Rare" in shown(status_of([LetterCount("orders", "Rare", 1)]), 100)
 
 
 def test_wide_terminals_have_columns_for_them() -> None:
-    status = _status([])
-    assert "1,234" not in _shown(status, 100)
-    heading, row = _shown(status, 200).splitlines()[1:3]
+    status = status_of([])
+    assert "1,234" not in shown(status, 100)
+    heading, row = shown(status, 200).splitlines()[1:3]
     for name, figure in (("skipped", "1,234"), ("dead", "5,678")):
         assert heading.index(name) + len(name) == row.index(figure) + len(figure)
-    assert all(len(line.rstrip()) <= 156 for line in _shown(status, 156).splitlines()[1:3])
+    assert all(len(line.rstrip()) <= 156 for line in shown(status, 156).splitlines()[1:3])

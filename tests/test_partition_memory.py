@@ -38,6 +38,17 @@ def test_a_lease_begins_and_ends(memory: PartitionMemory) -> None:
     assert [*seen, memory.leased] == [True, False, False]
 
 
+def test_a_pause_is_no_lease_and_is_told_from_other_ends(memory: PartitionMemory) -> None:
+    memory.extend_lease(60)
+    memory.pause()
+    assert (memory.leased, memory.paused) == (False, True)
+    memory.stop()
+    assert (memory.leased, memory.paused) == (False, False)
+    memory.pause()
+    memory.extend_lease(60)
+    assert (memory.leased, memory.paused) == (True, False)
+
+
 def test_another_mapping_sees_the_same(memory: PartitionMemory) -> None:
     other = PartitionMemory(os.dup(memory.fd), epoch=3)
     seen: list[int | None] = []

@@ -31,7 +31,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     store_url: str
     slot: int
     schema_directory: str = ""
-    """Where a worker finds, and keeps, the registry's schemas."""
+    """Where the registry's schemas are found, and kept."""
 
     def __repr__(self) -> str:
         """Without settings and URL, which may have passwords."""
@@ -117,6 +117,32 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     quarantined: tuple[Quarantined, ...] = ()
 
 
+class LetterDue(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter in the store whose record is to be handled again.
+
+    ``alone``: with nothing else in the process's hands, since it may have ended one. ``ended``: it has, too often, and
+    is not given to the handler.
+    """
+
+    id: int
+    alone: bool = False
+    ended: Quarantined | None = None
+
+
+class Redeliver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Handle the records of these letters, beside those in the ring."""
+
+    binding: int
+    letters: tuple[LetterDue, ...]
+
+
+class LettersDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Nothing is left of a Redeliver. ``done``: how many were handled, or failed; the others are due as before."""
+
+    binding: int
+    done: int
+
+
 class Unbind(msgspec.Struct, frozen=True, tag=True):
     """The ring is not to be looked at again."""
 
@@ -139,11 +165,9 @@ class RingBroken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class LetterRefused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The dead letter of the record at ``offset`` cannot be kept, and the slot waits; ``reason`` is empty once it
-    is."""
+    """A letter cannot be written down, and the slot waits: ``reason`` says which and why, and is empty once it is."""
 
     binding: int
-    offset: int
     reason: str
 
 
@@ -197,6 +221,8 @@ ControlMessage = (
     | HandlerRefused
     | Bind
     | Unbind
+    | Redeliver
+    | LettersDone
     | RecordFailed
     | RingBroken
     | LetterRefused

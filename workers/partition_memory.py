@@ -6,7 +6,8 @@ the whole partition, or, where its records go to several handler processes, one 
 
 The lease is the permission to go on. The supervisor moves it forward in every turn of its loop and sets it to 0 to stop
 the partition. A worker hands nothing off, and a handler starts no record, once the clock has passed it: so a frozen and
-thawed host stands still until its supervisor has proven that it still owns what it works on.
+thawed host stands still until its supervisor has proven that it still owns what it works on. A paused partition has
+another value there, which no clock is before either, and by which they know that they may sleep until they are woken.
 """
 
 import mmap
@@ -24,6 +25,7 @@ from kafkasrcd.workers.ring import (
     HEAD,
     IN_FLIGHT,
     IN_HANDS,
+    LETTER,
     LINE,
     PAGE,
     PROCESSED,
@@ -35,16 +37,20 @@ from kafkasrcd.workers.ring import (
 
 # Written by the supervisor alone.
 LEASE: Final = 0 * LINE
-"""Boot time in ns until which this partition may be worked on; 0 is stopped."""
+"""Boot time in ns until which this partition may be worked on; 0 is stopped, PAUSED is paused."""
+PAUSED: Final = -1
 # Written by the worker alone.
 POSITION: Final = 1 * LINE
 """Next offset to hand off."""
 HIGH_WATERMARK: Final = 2 * LINE
 LOG_START: Final = 3 * LINE
 MESSAGES: Final = 4 * LINE
-"""Records handed off under this epoch."""
+"""Records handed off under this epoch, each counted once."""
 BYTES: Final = 5 * LINE
 """Key and value bytes handed off under this epoch."""
+MESSAGES_BEFORE: Final = 9 * LINE
+"""MESSAGES before POSITION: what was handed off behind it is handed off again, should the worker be killed now."""
+BYTES_BEFORE: Final = 10 * LINE
 BROKER_DOWN_SINCE: Final = 6 * LINE
 """Boot time in ns since which the worker has had no broker, or UNKNOWN."""
 
@@ -123,6 +129,7 @@ class SlotMemory:
         self.cells[IN_HANDS] = 0
         self.cells[CALLED_AT] = 0
         self.cells[BURYING] = 0
+        self.cells[LETTER] = 0
         self.cells[UNSAVED] = 0
 
 
@@ -165,6 +172,15 @@ class PartitionMemory:
     def stop(self) -> None:
         """End the lease now: no further record is handed off or started."""
         self.cells[LEASE] = 0
+
+    def pause(self) -> None:
+        """As ``stop``, and for long: nobody need look at the lease again before the bells are rung."""
+        self.cells[LEASE] = PAUSED
+
+    @property
+    def paused(self) -> bool:
+        """Whether the lease has ended by ``pause``."""
+        return self.cells[LEASE] == PAUSED
 
     @property
     def leased(self) -> bool:

@@ -85,16 +85,22 @@ class Preparation:
             if message.offset() in self._refused:
                 continue
             try:
-                value, key, headers = message.value(), message.key(), message.headers()
-                if self._values is not None and value is not None:
-                    self._values.need(_bytes(value), _schema_header(headers, VALUE_SCHEMA_HEADER))
-                if self._keys is not None and key is not None:
-                    self._keys.need(_bytes(key), _schema_header(headers, KEY_SCHEMA_HEADER))
+                self.need(message.value(), message.key(), message.headers())
             except Exception:
                 if index == 0:
                     raise
                 return index
         return len(messages)
+
+    def need(self, value: object, key: object, headers: Any) -> None:
+        """See that a record with these can be prepared now; raises RegistryAway where it cannot.
+
+        ``headers``: pairs of a name and bytes, or None.
+        """
+        if self._values is not None and value is not None:
+            self._values.need(_bytes(value), _schema_header(headers, VALUE_SCHEMA_HEADER))
+        if self._keys is not None and key is not None:
+            self._keys.need(_bytes(key), _schema_header(headers, KEY_SCHEMA_HEADER))
 
     def prepare(self, columns: Columns) -> Columns:
         """``columns`` with what the handler builds from. A record that cannot be prepared is an error in its place."""
@@ -247,7 +253,6 @@ def require_extra(form: Format) -> None:
 
 
 def _schema_header(headers: Any, name: str) -> bytes:
-    """Of a message that was consumed, whose headers are pairs of a name and bytes."""
     return next((value for each, value in headers or () if each == name), None) or b""
 
 

@@ -36,9 +36,11 @@ from kafkasrcd.workers.kafka_settings import QUIET, worker_config
 from kafkasrcd.workers.partition_memory import (
     BROKER_DOWN_SINCE,
     BYTES,
+    BYTES_BEFORE,
     HIGH_WATERMARK,
     LOG_START,
     MESSAGES,
+    MESSAGES_BEFORE,
     POSITION,
     UNKNOWN,
     PartitionMemory,
@@ -53,6 +55,8 @@ _BATCH_MESSAGES: Final = 1000
 _WATERMARK_SECONDS: Final = 1.0
 """How often the watermarks are asked for where no fetch brings them: the lag is that old at most."""
 _LEASE_WAIT_MS: Final = 20
+_IDLE_MS: Final = 1000
+"""Until the bell rings; the watermarks are asked for then."""
 _FIRST_WAIT_MS: Final = 200.0
 _LONGEST_WAIT_MS: Final = 10_000.0
 """Between two questions to a registry that is away: 64 workers are then some ten questions a second."""
@@ -118,6 +122,9 @@ class Worker:
         )
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
+        # What a killed worker had handed off behind its position comes again, and is counted already.
+        self._messages = self._cells[MESSAGES_BEFORE]
+        self._bytes = self._cells[BYTES_BEFORE]
         self._consumer = Consumer({**QUIET, **worker_config(settings), "error_cb": self._on_error})
 
     def run(self) -> int:
@@ -127,8 +134,9 @@ class Worker:
         self._channel.send(WorkerReady())
         while True:
             if not self._memory.leased:
-                if self._sleep(_LEASE_WAIT_MS):
+                if self._sleep(self._lease_wait_ms):
                     return 0
+                self._ask_watermarks()
                 continue
             first = consumer.poll(self._poll_seconds)
             if first is None:
@@ -158,6 +166,12 @@ class Worker:
             self._publish(messages, None)
         else:
             self._prepare_and_publish(messages, self._preparation)
+        self._move(next_offset)
+
+    def _move(self, next_offset: int) -> None:
+        """Everything before ``next_offset`` is handed off, and counted."""
+        self._cells[MESSAGES_BEFORE] = self._messages
+        self._cells[BYTES_BEFORE] = self._bytes
         self._cells[POSITION] = next_offset
 
     def _prepare_and_publish(self, messages: list[Message], preparation: Preparation) -> None:
@@ -182,7 +196,7 @@ class Worker:
                 waiting, wait_ms = False, _FIRST_WAIT_MS
             self._publish(messages[:count], preparation)
             if count < len(messages):
-                self._cells[POSITION] = (messages[count - 1].offset() or 0) + 1
+                self._move((messages[count - 1].offset() or 0) + 1)
             messages = messages[count:]
 
     def _publish(self, messages: list[Message], preparation: Preparation | None) -> None:
@@ -199,14 +213,21 @@ class Worker:
             try:
                 if self._memory.leased and writer.publish(frame.parts):
                     break
-                if self._sleep(_LEASE_WAIT_MS if not self._memory.leased else 1000):
+                if self._sleep(_IDLE_MS if self._memory.leased else self._lease_wait_ms):
                     os._exit(0)
             finally:
                 writer.awake()
             self._ask_watermarks()
         cells = self._cells
-        cells[MESSAGES] += frame.records
-        cells[BYTES] += frame.record_bytes
+        self._messages += frame.records
+        self._bytes += frame.record_bytes
+        cells[MESSAGES] = max(cells[MESSAGES], self._messages)
+        cells[BYTES] = max(cells[BYTES], self._bytes)
+
+    @property
+    def _lease_wait_ms(self) -> int:
+        """Without a lease: a pause ends with the bell, everything else by itself."""
+        return _IDLE_MS if self._memory.paused else _LEASE_WAIT_MS
 
     def _sleep(self, milliseconds: int) -> bool:
         """Until the bell rings or the time is over; True where the supervisor is gone."""

@@ -41,6 +41,13 @@ class OnFailure(StrEnum):
     SKIP = "skip"
 
 
+class Retry(StrEnum):
+    """Where a record waits that is to be tried again."""
+
+    IN_PLACE = "in_place"
+    SCHEDULED = "scheduled"
+
+
 class Ordering(StrEnum):
     """Which records are handled in the order they were produced; others may pass each other."""
 
@@ -103,6 +110,10 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """For a handler of ``list[Message[T]]``: the most it is given at once."""
     batch_max_wait_ms: NotNegativeMilliseconds = 100
     """For a handler of ``list[Message[T]]``: how long a batch waits to fill."""
+    retry: Retry = Retry.IN_PLACE
+    """``in_place``: a record that failed holds up what comes behind it in its order until it is tried again;
+    ``scheduled``: it is put aside in the offset store and handled at its time by whoever has its partition then, and
+    what comes behind it goes on."""
     on_failure: OnFailure = OnFailure.DEAD_LETTER
     """After the last attempt: ``dead_letter`` keeps the record whole and goes on (with a ``memory://`` store and no
     topic for it there is no place, and the partition stops), ``stop`` stops the partition, visibly, ``skip`` skips the
@@ -112,6 +123,13 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     dead_letter_topic: str = ""
     """A topic that dead letters go to as well, or instead; ``{topic}`` stands for the record's, as in
     ``{topic}.DLQ``."""
+    max_dead_letter_ratio: Annotated[float, Meta(ge=0, le=1)] = 1
+    """Above which share of dead letters among its last records a partition is paused, until ``kafkasrcd resume``; 1 is
+    never."""
+    dead_letter_window_seconds: PositiveSeconds = 60
+    """For ``max_dead_letter_ratio``: the last records are those of so many seconds, and 1 000 at most."""
+    dead_letter_min_records: Positive = 20
+    """For ``max_dead_letter_ratio``: of fewer records nothing follows."""
     non_retryable: list[str] = field(default_factory=list[str])
     """Exceptions, as ``ValueError`` or ``package.module.Error``, after which no further attempt is made."""
     crash_attempts: Positive = 3

@@ -45,6 +45,11 @@ class DaemonSlot:
         """Whether its process exists."""
         return not self._ended.is_set()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it runs, and was told to end or killed."""
+        return self.is_running and bool(self._signals)
+
     def start(self) -> bool:
         """Start it once the run before has ended; False where that runs on, untold to end."""
         if self.is_running and not self._signals:
