@@ -50,6 +50,10 @@ _LEAVE_SECONDS: Final = 5.0
 """To leave the group and to end idle handlers: beyond the drain, and inside systemd's TimeoutStopSec."""
 _REJOIN_SECONDS: Final = 10.0
 """Beyond the session timeout, for a member that is out of the group to be in it again."""
+_SUSPICIOUS_SECONDS: Final = 2.0
+"""Outside of the group: a member of one whose broker answers is back sooner."""
+_ENDS_MEMBERSHIP: Final = (KafkaError._FATAL, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID)
+"""``_FATAL`` is how a callback is told of any error that is fatal, as of another member under this one's name."""
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STORE_RETRY_SECONDS: Final = (0.2, 5.0)
 _START_TURN_SECONDS: Final = 5.0
@@ -281,7 +285,7 @@ class Supervisor:
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             self._topic_problem = f"{error.str()}: create the topic, or correct topics"
             self._log.repeated("topic_missing", self._topic_problem, same=(error.str(),))
-        elif error.fatal() or code in (KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID):
+        elif error.fatal() or code in _ENDS_MEMBERSHIP:
             self.on_membership_ended(f"{error.name()}: {error.str()}")
         else:
             self._log.repeated("group_error", f"{error.name()}: {error.str()}", same=(code,))
@@ -297,6 +301,8 @@ class Supervisor:
         if self._broker.down_since is not None:
             self._outside_from = time.monotonic()
             return
+        if membership.outside_seconds > _SUSPICIOUS_SECONDS:
+            self._broker.suspect("")  # librdkafka has no word for one that keeps its connections and is silent
         outside = min(membership.outside_seconds, time.monotonic() - self._outside_from)
         if self._assignment.assigned_once and outside > session_timeout_ms(self._settings) / 1000 + _REJOIN_SECONDS:
             self.on_membership_ended(f"it has not come back into the group for {outside:.0f} s; start kafkasrcd again")

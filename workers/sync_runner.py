@@ -80,6 +80,7 @@ def _single_records(cursor: PartitionCursor) -> float:
     topic = cursor.topic
     partition = cursor.partition
     first = index = cursor.index
+    handled_before = cells[HANDLED] - first
     given_up = 0
     wait_ms = 0.0
     turn_ends = boottime_ns() + _TURN_NS
@@ -107,7 +108,6 @@ def _single_records(cursor: PartitionCursor) -> float:
             if returned is not None:
                 refuse_awaitable(returned)
         except HeldUp:
-            cells[HANDLED] += index - first
             if cursor.columns is columns:  # not rewound
                 cursor.index = index
                 cursor.put_back()
@@ -120,10 +120,10 @@ def _single_records(cursor: PartitionCursor) -> float:
                 cursor.letter = cursor.give_up(columns, index, error)
                 given_up = cursor.failed is None
             break
-        cells[PROCESSED] = offset + 1
         index += 1
+        cells[HANDLED] = handled_before + index
+        cells[PROCESSED] = offset + 1
     cursor.put_back()
-    cells[HANDLED] += index - first
     cursor.index = index + given_up
     cursor.release_done()
     return wait_ms
