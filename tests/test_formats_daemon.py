@@ -228,6 +228,30 @@ def test_a_topic_met_by_a_regular_expression_whose_format_does_not_fit_is_refuse
     assert "no value of format string can be read as int" in undecodable["message"]
 
 
+def test_what_is_empty_is_not_what_is_missing(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
+    records = [
+        Record(0, b"", b"", [("", b"")]),
+        Record(0, None, None, []),
+        Record(0, b"k", b"v", [("h", None), ("h", b""), ("g", b"1"), ("h", None)]),
+    ]
+    kafka.produce(topic, records)
+    kafka.produce(topic, [Record(1, None, b""), Record(1, None, b"1")])
+    with daemon(kafka, topic, tmp_path, f"formats.{topic}.value_format=bytes", "key_format=bytes") as running:
+        found = wait_kept(tmp_path, 5)
+        running.wait_caught_up({0: 3, 1: 2})
+    assert [each[3:] for each in found[:3]] == [(each.key, each.value, tuple(each.headers or ())) for each in records]
+    assert [each.payload for each in found[3:]] == [b"", b"1"]
+
+
+def test_an_empty_value_is_no_json_and_a_missing_one_is_none(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
+    kafka.produce(topic, [Record(0, None, b""), Record(0, None, None), Record(0, None, b"null")])
+    with daemon(kafka, topic, tmp_path) as running:
+        running.wait_caught_up({0: 3, 1: 0})
+        (undecodable,) = running.events("record_undecodable")
+    assert undecodable["offset"] == 0
+    assert [(each.offset, each.payload) for each in kept(tmp_path)] == [(1, None), (2, None)]
+
+
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 def test_compressed_batches(kafka: KafkaCluster, topic: str, tmp_path: Path, codec: str) -> None:
     producer = Producer(kafka.client_settings(compression_type=codec, linger_ms=50))
