@@ -101,7 +101,7 @@ class SchemaRegistry:
         content = self._request(path, number)
         try:
             return msgspec.json.decode(content, type=_Answer)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             raise RegistryAway(f"the registry at {self.name} answers with something that is no schema") from None
 
     def _request(self, path: str, number: int | None = None) -> bytes:
@@ -175,5 +175,5 @@ def shown_url(url: str) -> str:
 def _refusal(error: urllib.error.HTTPError) -> _Refusal:
     try:
         return msgspec.json.decode(error.read(65_536), type=_Refusal)
-    except (msgspec.MsgspecError, OSError, http.client.HTTPException):
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError, http.client.HTTPException):
         return _Refusal()
