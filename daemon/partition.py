@@ -61,9 +61,9 @@ _log = EventLog("partition")
 
 
 class Totals(NamedTuple):
-    """Records handed off and their bytes; what became of them; ``redelivered``: of those put aside before, and of
-    letters that were replayed, how many were handled, ``given_up_later``: how many of those put aside were not; ``failures``: attempts that raised, and records that could not be
-    deserialized."""
+    """Records handed off and their bytes; what became of them. ``redelivered``: of those put aside before, and of
+    letters that were replayed, how many were handled; ``given_up_later``: how many of those put aside were not in the
+    end. ``failures``: attempts that raised, and records that could not be deserialized."""
 
     messages: int = 0
     bytes: int = 0

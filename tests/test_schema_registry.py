@@ -174,6 +174,8 @@ def test_only_a_registry_says_that_there_is_no_such_schema(schema_registry: Regi
         (200, b"<html>", {}),
         (200, b"{}", {}),
         (200, b"", {}),
+        (200, b'{"schema": "\xff"}', {}),
+        (404, b'{"error_code": 40403, "message": "\xff"}', {}),
         (404, b"<html>Not Found</html>", {}),
         (404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}', {}),
         (403, b"", {}),
@@ -268,6 +270,8 @@ def damage(path: Path, how: str) -> None:
         case "changed":
             at = content.index(b'"document":"') + 20
             path.write_bytes(content[:at] + (b"A" if content[at : at + 1] != b"A" else b"B") + content[at + 1 :])
+        case "no text":
+            path.write_bytes(content.replace(b'"checksum":"', b'"checksum":"\xff'))
         case "of another id":
             path.write_bytes(content.replace(b'"number":', b'"number":1'))
         case "a link":
@@ -279,7 +283,7 @@ def damage(path: Path, how: str) -> None:
             raise AssertionError(how)
 
 
-@pytest.mark.parametrize("how", ["torn", "empty", "changed", "of another id", "a link", "another user's"])
+@pytest.mark.parametrize("how", ["torn", "empty", "changed", "no text", "of another id", "a link", "another user's"])
 def test_what_is_damaged_or_foreign_is_asked_for_anew(
     how: str, schema_registry: RegistryServer, number: int, tmp_path: Path
 ) -> None:

@@ -165,41 +165,38 @@ def decode_frame(payload: bytes) -> Columns:
     end = start + column_bytes
     if end + sum(sizes) != len(payload):
         raise RingCorrupted(f"a frame of {len(payload)} bytes says it has {end + sum(sizes)}")
-    value_bytes, key_bytes, _, error_bytes = sizes
+    error_bytes = sizes[-1]
     errors_at = len(payload) - error_bytes
     sound = crc32(payload[start:end], crc32(payload[4:start], crc32(b"\0\0\0\0")))
     if crc32(payload[errors_at:], sound) != checksum:
         raise RingCorrupted("a frame's columns do not have their checksum")
+    width = 8 + 4 + 4 * (flags & (_KEYS | _HEADERS | _RAWS | _RAW_KEYS)).bit_count() + (8 if flags & _OFFSETS else 0)
+    if not count or column_bytes != count * width or not (flags & _OFFSETS or next_offset - base == count):
+        raise RingCorrupted(f"a frame's columns of {column_bytes} bytes are not those of {count} records")
     offsets: Sequence[int] = range(base, next_offset)
     if flags & _OFFSETS:
         offsets = array(_INT64, payload[start : start + 8 * count])
         start += 8 * count
     timestamps = array(_INT64, payload[start : start + 8 * count])
     start += 8 * count
-    values = _unpack(payload, start, count, end, nulls=bool(flags & _NULL_VALUES))
-    start += 4 * count
-    end += value_bytes
+    values, end = _unpack(payload, start, count, end, nulls=bool(flags & _NULL_VALUES))
     keys = headers = raws = raw_keys = None
     if flags & _KEYS:
-        keys = _unpack(payload, start, count, end, nulls=True)
         start += 4 * count
-    end += key_bytes
+        keys, end = _unpack(payload, start, count, end, nulls=True)
     if flags & _HEADERS:
-        headers = _unpack(payload, start, count, end, nulls=True)
         start += 4 * count
-    if flags & (_RAWS | _RAW_KEYS):
-        end += _bytes_of(headers)
-        if flags & _RAWS:
-            raws = _unpack(payload, start, count, end, nulls=True)
-            start += 4 * count
-        if flags & _RAW_KEYS:
-            raw_keys = _unpack(payload, start, count, end + _bytes_of(raws), nulls=True)
-    errors = _decode_errors(payload[errors_at:]) if error_bytes else ()
+        headers, end = _unpack(payload, start, count, end, nulls=True)
+    if flags & _RAWS:
+        start += 4 * count
+        raws, end = _unpack(payload, start, count, end, nulls=True)
+    if flags & _RAW_KEYS:
+        start += 4 * count
+        raw_keys, end = _unpack(payload, start, count, end, nulls=True)
+    if end != errors_at:
+        raise RingCorrupted(f"a frame's values end at {end}, not at {errors_at}")
+    errors: Sequence[RecordError] = _unpack_errors(payload[errors_at:], count) if error_bytes else ()
     return Columns(offsets, timestamps, values, keys, headers, errors, raws, raw_keys)
-
-
-def _bytes_of(column: Sequence[bytes | None] | None) -> int:
-    return sum(len(item) for item in column or () if item is not None)
 
 
 def _pack(column: Sequence[bytes | None]) -> tuple[bytes, bytes, bool]:
@@ -211,7 +208,10 @@ def _pack(column: Sequence[bytes | None]) -> tuple[bytes, bytes, bool]:
         return lengths.tobytes(), b"".join([item for item in column if item is not None]), True
 
 
-def _unpack(payload: bytes, lengths_at: int, count: int, start: int, *, nulls: bool) -> Sequence[bytes | None]:
+def _unpack(
+    payload: bytes, lengths_at: int, count: int, start: int, *, nulls: bool
+) -> tuple[Sequence[bytes | None], int]:
+    """A column's items, which begin at ``start``, and where they end."""
     lengths: Iterable[int] = array(_INT32, payload[lengths_at : lengths_at + 4 * count])
     items: list[bytes | None] = []
     append = items.append
@@ -220,11 +220,21 @@ def _unpack(payload: bytes, lengths_at: int, count: int, start: int, *, nulls: b
             end = start + length
             append(payload[start:end])
             start = end
-        return items
+        return items, start
     for length in lengths:
         if length < 0:
             append(None)
         else:
             append(payload[start : start + length])
             start += length
-    return items
+    return items, start
+
+
+def _unpack_errors(encoded: bytes, count: int) -> list[RecordError]:
+    try:
+        errors = _decode_errors(encoded)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RingCorrupted(f"a frame's errors cannot be read: {error}") from None
+    if not all(0 <= error.index < count for error in errors):
+        raise RingCorrupted(f"a frame of {count} records has an error of one that it has not")
+    return errors

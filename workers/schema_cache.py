@@ -107,7 +107,7 @@ class SchemaCache:
             if kept.number != _written(number) or sha256(kept.document).hexdigest() != kept.checksum:
                 return None
             return msgspec.json.decode(kept.document, type=SchemaDocument)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
     def _lock(self) -> int | None:

@@ -105,7 +105,7 @@ class SchemaRegistry:
         content = self._request(path, number)
         try:
             return msgspec.json.decode(content, type=_Answer)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             raise RegistryAway(f"the registry at {self.name} answers with something that is no schema") from None
 
     def _request(self, path: str, number: SchemaName | None = None) -> bytes:
@@ -187,5 +187,5 @@ class SchemaRegistry:
 def _refusal(content: bytes) -> _Refusal:
     try:
         return msgspec.json.decode(content, type=_Refusal)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return _Refusal()
