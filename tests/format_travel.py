@@ -12,7 +12,8 @@ from kafkasrcd.workers.frame import Columns, RecordError, decode_frame, encode_f
 from kafkasrcd.workers.payload import decoder_of, shape_of
 from kafkasrcd.workers.preparing import preparation_of
 from kafkasrcd.workers.reasons import reason_of
-from tests.test_record_batch import kafka_message
+from kafkasrcd.workers.record_batch import columns_of
+from tests.test_record_batch import Headers, kafka_message
 
 TOPIC = "orders"
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -51,18 +52,18 @@ class Travel:
             memoryview(array("q", [0] * 512)),
         )
 
-    def columns(self, *raws: bytes | None) -> Columns:
+    def columns(self, *raws: bytes | None, headers: Headers | None = None) -> Columns:
         """What the handler process finds in the frame."""
-        columns = Columns(range(len(raws)), [0] * len(raws), list(raws))
+        columns = columns_of([kafka_message(offset, raw, headers=headers) for offset, raw in enumerate(raws)])
         if self.preparation is not None:
-            messages = [kafka_message(offset, raw) for offset, raw in enumerate(raws)]
+            messages = [kafka_message(offset, raw, headers=headers) for offset, raw in enumerate(raws)]
             assert self.preparation.ready(messages) == len(raws)
             columns = self.preparation.prepare(columns)
         return decode_frame(b"".join(encode_frame(columns).parts))
 
-    def __call__(self, *raws: bytes | None) -> list[Any]:
-        """The payload of each, or Bad."""
-        columns = self.columns(*raws)
+    def __call__(self, *raws: bytes | None, headers: Headers | None = None) -> list[Any]:
+        """The payload of each, or Bad; all have ``headers``."""
+        columns = self.columns(*raws, headers=headers)
         assert list(columns.raws or columns.values) == list(raws), "what Kafka has is kept"
         errors: dict[int, RecordError] = {error.index: error for error in columns.errors}
         return [

@@ -26,6 +26,8 @@ class RegistryProxy:
         client_ca: Path | None = None,
     ) -> None:
         self.asked: list[str] = []
+        self.guids: dict[str, int] = {}
+        """Which id of the registry's each stands for."""
         self.headers: list[dict[str, str]] = []
         self.authorization = authorization
         self.answer: tuple[int, bytes, dict[str, str]] | None = None
@@ -55,8 +57,14 @@ class RegistryProxy:
                     return 401, b'{"error_code": 401, "message": "no"}', {}
                 if proxy.answer is not None:
                     return proxy.answer
+                path = self.path
+                if path.startswith("/schemas/guids/"):
+                    guid, mark, query = path.removeprefix("/schemas/guids/").partition("?")
+                    if guid not in proxy.guids:
+                        return 404, b'{"error_code": 40403, "message": "Schema not found"}', {}
+                    path = f"/schemas/ids/{proxy.guids[guid]}{mark}{query}"
                 try:
-                    with urllib.request.urlopen(target + self.path, timeout=10) as response:
+                    with urllib.request.urlopen(target + path, timeout=10) as response:
                         return response.status, response.read(), {}
                 except urllib.error.HTTPError as error:
                     with error:

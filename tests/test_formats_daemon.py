@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from confluent_kafka import Producer
@@ -12,11 +13,12 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
+from kafkasrcd.message import decode_headers
 from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter
 from kafkasrcd.storage.opening import open_dead_letters
 from tests.daemon_process import COMMAND, ROOT, DaemonProcess
 from tests.format_handlers import Kept
-from tests.kafka_cluster import KafkaCluster, Record
+from tests.kafka_cluster import KafkaCluster, Record, RecordHeaders
 from tests.registry_proxy import RegistryProxy
 from tests.registry_server import RegistryServer
 from tests.token_server import TokenServer
@@ -161,6 +163,29 @@ def test_a_registry_that_is_away_is_waited_for_with_what_it_alone_knows(
                 lambda status: not any(each.problem for each in status.partitions), "nothing to be waited for"
             )
     assert [(each.partition, each.offset) for each in records] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_keys_and_values_whose_schema_a_header_names(
+    kafka: KafkaCluster, schema_registry: RegistryServer, topic: str, tmp_path: Path
+) -> None:
+    ann, guid = avro(schema_registry, topic, {"name": "ann"}), UUID(int=7)
+    number, bare = int.from_bytes(ann[1:5]), ann[5:]
+    headers: RecordHeaders = [("__key_schema_id", b"\1" + guid.bytes), ("__value_schema_id", b"\1" + guid.bytes)]
+    torn = b"\0\0\0\0\7"
+    kafka.produce(topic, [Record(0, bare, bare, headers), Record(0, bare, torn, headers), Record(0, ann, ann)])
+    with RegistryProxy(schema_registry.url) as proxy:
+        proxy.guids[str(guid)] = number
+        settings = ("value_format=avro", "key_format=avro", f"schema_registry.url={proxy.url}")
+        with daemon(kafka, topic, tmp_path, *settings, "handler.on_failure=dead_letter") as running:
+            running.wait_caught_up({0: 3, 1: 0})
+            assert running.terminate() == 0
+    assert [(each.offset, each.key, each.payload) for each in kept(tmp_path)] == [
+        (0, {"name": "ann"}, {"name": "ann"}),
+        (2, {"name": "ann"}, {"name": "ann"}),
+    ]
+    (letter,) = letters(tmp_path, topic)
+    assert (letter.offset, letter.key, letter.value, letter.schema_id) == (1, bare, torn, None)
+    assert decode_headers(letter.headers or b"").items_all() == tuple(headers)
 
 
 def test_a_token_that_cannot_be_had_is_waited_for(

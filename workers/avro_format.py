@@ -76,10 +76,10 @@ class _FromFile:
     def __init__(self, read: Read) -> None:
         self._read = read
 
-    def need(self, raw: bytes) -> None:
+    def need(self, raw: bytes, header: bytes = b"") -> None:
         """Nothing is needed."""
 
-    def prepare(self, raw: bytes) -> bytes:
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
         return self._read(raw, 0)
 
 
@@ -88,8 +88,8 @@ class _FromRegistry:
         self._registered = registered
         self.need = registered.need
 
-    def prepare(self, raw: bytes) -> bytes:
-        return self._registered.of(raw)(raw, HEADER_BYTES)
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
+        return self._registered.of(raw, header)(raw, 0 if header else HEADER_BYTES)
 
 
 def _reading(writer: AvroSchema, reader: AvroSchema | None, shape: Shape) -> Read:

@@ -366,6 +366,7 @@ class PartitionCursor:
     ) -> DeadLetter:
         offset = columns.offsets[index]
         value = columns.values[index] if columns.raws is None else columns.raws[index]
+        headers = None if columns.headers is None else columns.headers[index]
         return DeadLetter(
             topic=self.topic,
             partition=self.partition,
@@ -373,9 +374,9 @@ class PartitionCursor:
             timestamp_ms=columns.timestamps[index],
             key=columns.raw_key(index),
             value=value,
-            headers=None if columns.headers is None else columns.headers[index],
+            headers=headers,
             value_format=self._value_format.name,
-            schema_id=self._value_format.schema_id(value),
+            schema_id=self._value_format.schema_id(value, headers),
             error=failure.error,
             reason=as_text(failure.reason),
             traceback=as_text(failure.traceback),

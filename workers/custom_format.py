@@ -19,10 +19,10 @@ class CustomPreparer:
         except UserCodeError as error:
             raise ConfigurationError(f"{form.setting}: {error}") from error.__cause__
 
-    def need(self, raw: bytes) -> None:
+    def need(self, raw: bytes, header: bytes = b"") -> None:
         """Nothing is needed."""
 
-    def prepare(self, raw: bytes) -> bytes:
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
         """What the user's class makes of ``raw``."""
         prepared: Any = self._prepare(raw)
         if type(prepared) is not bytes:

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from kafkasrcd.errors import ConfigurationError
+from kafkasrcd.message import decode_headers
 from kafkasrcd.settings import FormatSettings, Settings
 from kafkasrcd.workers.topic_matcher import topic_matcher
 
@@ -21,6 +22,12 @@ CUSTOM_PREFIX: Final = "custom:"
 HEADER_BYTES: Final = 5
 MAGIC: Final = 0
 """A registry's serializers write this byte first, then the schema's id, big-endian."""
+GUID_MAGIC: Final = 1
+GUID_HEADER_BYTES: Final = 17
+"""Or, into a header of the record, this one and a GUID."""
+VALUE_SCHEMA_HEADER: Final = "__value_schema_id"
+KEY_SCHEMA_HEADER: Final = "__key_schema_id"
+"""Headers that say which schema a record was written with; its value, or key, is then the bare document."""
 
 
 class Kind(StrEnum):
@@ -77,11 +84,21 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         """Whether records say in a header which of a registry's schemas they were written with."""
         return self.kind in WITH_SCHEMA and not self.schema
 
-    def schema_id(self, raw: bytes | None) -> int | None:
-        """Which of a registry's schemas ``raw`` says it was written with; None where it does not say."""
+    def schema_id(self, raw: bytes | None, headers: bytes | None = None) -> int | None:
+        """Which of a registry's schemas the value ``raw`` says it was written with; None where it does not say, or its
+        record does, in encoded ``headers``."""
         if not self.needs_registry or raw is None or len(raw) < HEADER_BYTES or raw[0] != MAGIC:
             return None
+        if schema_header(headers, VALUE_SCHEMA_HEADER):
+            return None
         return int.from_bytes(raw[1:HEADER_BYTES])
+
+
+def schema_header(headers: bytes | None, name: str) -> bytes:
+    """The first header of ``name`` among encoded ``headers``; empty where there is none, as for most records."""
+    if headers is None or name.encode() not in headers:
+        return b""
+    return next((value for each, value in decode_headers(headers).items_all() if each == name), None) or b""
 
 
 JSON: Final = Format(kind=Kind.JSON)

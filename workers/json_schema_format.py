@@ -50,10 +50,10 @@ class _FromFile:
     def __init__(self, validate: Validate) -> None:
         self._validate = validate
 
-    def need(self, raw: bytes) -> None:
+    def need(self, raw: bytes, header: bytes = b"") -> None:
         """Nothing is needed."""
 
-    def prepare(self, raw: bytes) -> bytes:
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
         self._validate(orjson.loads(raw))
         return raw
 
@@ -63,9 +63,9 @@ class _FromRegistry:
         self._registered = registered
         self.need = registered.need
 
-    def prepare(self, raw: bytes) -> bytes:
-        validate = self._registered.of(raw)
-        document = raw[HEADER_BYTES:]
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
+        validate = self._registered.of(raw, header)
+        document = raw if header else raw[HEADER_BYTES:]
         validate(orjson.loads(document))
         return document
 

@@ -6,16 +6,26 @@ Nothing here depends on which format it is; ``Preparer`` is what a format has to
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from confluent_kafka import Message
 
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import SchemaRegistrySettings, Settings
 from kafkasrcd.workers.control import Quarantined
-from kafkasrcd.workers.formats import WITH_SCHEMA, Format, Formats, Kind, Shape
+from kafkasrcd.workers.formats import (
+    KEY_SCHEMA_HEADER,
+    VALUE_SCHEMA_HEADER,
+    WITH_SCHEMA,
+    Format,
+    Formats,
+    Kind,
+    Shape,
+    schema_header,
+)
 from kafkasrcd.workers.frame import Columns, RecordError
 from kafkasrcd.workers.partition_memory import PREPARING, UNKNOWN
 from kafkasrcd.workers.reasons import reason_of
@@ -37,14 +47,16 @@ NONE_REFUSED: Final[Mapping[int, Quarantined]] = MappingProxyType({})
 class Preparer(Protocol):
     """One format's, for values or for keys."""
 
-    def need(self, raw: bytes) -> None:
+    def need(self, raw: bytes, header: bytes = b"") -> None:
         """See that what ``prepare`` needs for ``raw`` is here. Raises RegistryAway where it cannot be had now.
+
+        ``header``: what a header of the record says of its schema; empty where there is none.
 
         May block for the registry's timeout, and for a compiler; not where it was called for such a record before.
         """
         ...
 
-    def prepare(self, raw: bytes) -> bytes:
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
         """What the handler builds from. Raises anything where ``raw`` is not what its format says."""
         ...
 
@@ -73,19 +85,22 @@ class Preparation:
             if message.offset() in self._refused:
                 continue
             try:
-                self.need(message.value(), message.key())
+                self.need(message.value(), message.key(), message.headers())
             except Exception:
                 if index == 0:
                     raise
                 return index
         return len(messages)
 
-    def need(self, value: object, key: object) -> None:
-        """See that a record with these can be prepared now; raises RegistryAway where it cannot."""
+    def need(self, value: object, key: object, headers: Any) -> None:
+        """See that a record with these can be prepared now; raises RegistryAway where it cannot.
+
+        ``headers``: pairs of a name and bytes, or None.
+        """
         if self._values is not None and value is not None:
-            self._values.need(_bytes(value))
+            self._values.need(_bytes(value), _schema_header(headers, VALUE_SCHEMA_HEADER))
         if self._keys is not None and key is not None:
-            self._keys.need(_bytes(key))
+            self._keys.need(_bytes(key), _schema_header(headers, KEY_SCHEMA_HEADER))
 
     def prepare(self, columns: Columns) -> Columns:
         """``columns`` with what the handler builds from. A record that cannot be prepared is an error in its place."""
@@ -93,11 +108,11 @@ class Preparation:
         if self._keys is not None and columns.keys is not None:
             columns.raw_keys, columns.keys = (
                 columns.keys,
-                self._column(self._keys, columns.keys, columns, "its key: ", errors),
+                self._column(self._keys, columns.keys, columns, KEY_SCHEMA_HEADER, errors),
             )
         values: list[bytes | None] = list(columns.values)
         if self._values is not None:
-            values = self._column(self._values, columns.values, columns, "", errors)
+            values = self._column(self._values, columns.values, columns, VALUE_SCHEMA_HEADER, errors)
         for error in errors:
             values[error.index] = None
         if values != columns.values:
@@ -110,7 +125,7 @@ class Preparation:
         preparer: Preparer,
         column: Sequence[bytes | None],
         columns: Columns,
-        what: str,
+        name: str,
         errors: list[RecordError],
     ) -> list[bytes | None]:
         prepare = preparer.prepare
@@ -118,7 +133,9 @@ class Preparation:
         append = prepared.append
         cells = self._cells
         refused = self._refused
-        for offset, raw in zip(columns.offsets, column, strict=True):
+        what = "its key: " if preparer is self._keys else ""
+        all_headers = columns.headers or repeat(None, len(column))
+        for offset, raw, headers in zip(columns.offsets, column, all_headers, strict=True):
             if raw is None:
                 append(None)
                 continue
@@ -128,7 +145,7 @@ class Preparation:
                 continue
             try:
                 cells[PREPARING] = offset  # should it end this process, or never end
-                append(prepare(raw))
+                append(prepare(raw) if headers is None else prepare(raw, schema_header(headers, name)))
             except Exception as error:  # noqa: BLE001 - whatever is raised is about the record
                 append(None)
                 errors.append(RecordError(len(prepared) - 1, type(error).__name__, what + reason_of(error)))
@@ -233,6 +250,10 @@ def require_extra(form: Format) -> None:
                 f"{form.setting}: {form.kind.value} needs a library that is not installed: pip install "
                 f"'kafkasrcd[{extra}]'"
             ) from None
+
+
+def _schema_header(headers: Any, name: str) -> bytes:
+    return next((value for each, value in headers or () if each == name), None) or b""
 
 
 def _error_of(index: int, refused: Quarantined) -> RecordError:

@@ -19,8 +19,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.workers import extensions
-from kafkasrcd.workers.formats import HEADER_BYTES, Format, Shape
-from kafkasrcd.workers.registered import Registered, check_header
+from kafkasrcd.workers.formats import Format, Shape
+from kafkasrcd.workers.registered import Registered, body, check_header
 from kafkasrcd.workers.schema_cache import SchemaCache
 from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 
@@ -86,22 +86,26 @@ def compiled(text: str, references: Iterable[Reference]) -> bytes:
 
 
 class _FromFile:
-    def __init__(self, prepare: Callable[[bytes], bytes]) -> None:
-        self.prepare = prepare
+    def __init__(self, read: Callable[[bytes], bytes]) -> None:
+        self._read = read
 
-    def need(self, raw: bytes) -> None:
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
+        return self._read(raw)
+
+    def need(self, raw: bytes, header: bytes = b"") -> None:
         """Nothing is needed."""
 
 
 class _WithoutHeader:
     """For a generated class: it is the schema, and the registry need not be asked."""
 
-    def need(self, raw: bytes) -> None:
+    def need(self, raw: bytes, header: bytes = b"") -> None:
         """Nothing is needed."""
 
-    def prepare(self, raw: bytes) -> bytes:
-        check_header(raw)
-        return raw[message_indexes(raw, HEADER_BYTES)[1] :]
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
+        check_header(raw, header)
+        _, start = message_indexes(*body(raw, header))
+        return raw if header else raw[start:]
 
 
 class _FromRegistry:
@@ -110,10 +114,10 @@ class _FromRegistry:
         self._registered = Registered(schemas, "PROTOBUF", self._messages, _with_descriptors)
         self.need = self._registered.need
 
-    def prepare(self, raw: bytes) -> bytes:
-        messages = self._registered.of(raw)
-        indexes, start = message_indexes(raw, HEADER_BYTES)
-        return messages.read(indexes)(raw[start:])
+    def prepare(self, raw: bytes, header: bytes = b"") -> bytes:
+        messages = self._registered.of(raw, header)
+        indexes, start = message_indexes(*body(raw, header))
+        return messages.read(indexes)(raw if header else raw[start:])
 
     def _messages(self, document: SchemaDocument) -> "_Messages":
         return _Messages(document.compiled or compiled(document.text, document.references), self._shape)

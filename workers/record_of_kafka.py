@@ -34,12 +34,13 @@ def with_record(letter: DeadLetter, settings: Settings, value_format: Format) ->
         return msgspec.structs.replace(letter, reason=reason)
     columns = columns_of([message])
     value = columns.values[0]
+    headers = None if columns.headers is None else columns.headers[0]
     return msgspec.structs.replace(
         letter,
         key=columns.raw_key(0),
         value=value,
-        headers=None if columns.headers is None else columns.headers[0],
-        schema_id=value_format.schema_id(value),
+        headers=headers,
+        schema_id=value_format.schema_id(value, headers),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from kafkasrcd.errors import ConfigurationError
-from kafkasrcd.message import Message
+from kafkasrcd.message import Message, decode_headers
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.dead_letters import LetterState, Redelivered, StoredLetter, as_text
@@ -160,7 +160,8 @@ class Redeliveries:
         except ConfigurationError as error:
             raise Unreadable(type(error).__name__, str(error)) from error
         if preparation is not None:
-            preparation.need(letter.value, letter.key)
+            headers = None if letter.headers is None else decode_headers(letter.headers).items_all()
+            preparation.need(letter.value, letter.key, headers)
             columns = preparation.prepare(columns)
         cursor.decode_keys(columns)
         for bad in columns.errors:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from kafkasrcd.workers.schema_document import NoSuchSchema, RegistryAway, SchemaDocument
+from kafkasrcd.workers.schema_document import NoSuchSchema, RegistryAway, SchemaDocument, SchemaName
 from kafkasrcd.workers.schema_registry import SchemaRegistry
 
 _LOOK_AGAIN_SECONDS: Final = 0.02
@@ -27,7 +27,7 @@ Complete = Callable[[SchemaDocument], SchemaDocument]
 
 
 class _File(msgspec.Struct, frozen=True):
-    number: int
+    number: int | str
     document: bytes
     checksum: str
 
@@ -37,7 +37,7 @@ class SchemaCache:
 
     def __init__(self, registry: SchemaRegistry, directory: Path | None) -> None:
         self._registry = registry
-        self._missing: dict[int, tuple[float, NoSuchSchema]] = {}
+        self._missing: dict[SchemaName, tuple[float, NoSuchSchema]] = {}
         self._folder: Path | None = None
         if directory is not None:
             # Ids are a registry's own: another one's number 7 is another schema.
@@ -53,8 +53,8 @@ class SchemaCache:
     def registry(self) -> SchemaRegistry:
         return self._registry
 
-    def get(self, number: int, complete: Complete | None = None) -> SchemaDocument:
-        """The schema of an id; blocks while the registry is asked. Raises NoSuchSchema, RegistryAway.
+    def get(self, number: SchemaName, complete: Complete | None = None) -> SchemaDocument:
+        """The schema of an id or a GUID; blocks while the registry is asked. Raises NoSuchSchema, RegistryAway.
 
         ``complete`` adds what costs too much to be made by each worker; it raises nothing.
         """
@@ -80,12 +80,12 @@ class SchemaCache:
                 os.close(lock)
         return document
 
-    def put(self, number: int, document: SchemaDocument) -> None:
+    def put(self, number: SchemaName, document: SchemaDocument) -> None:
         """Keep ``document``; where that fails, the next one asks again."""
         if self._folder is None:
             return
         content = msgspec.json.encode(document)
-        kept = msgspec.json.encode(_File(number, content, sha256(content).hexdigest()))
+        kept = msgspec.json.encode(_File(_written(number), content, sha256(content).hexdigest()))
         partial = self._folder / f".{number}-{os.getpid()}"
         try:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -95,7 +95,7 @@ class SchemaCache:
         except OSError:
             partial.unlink(missing_ok=True)
 
-    def _read(self, number: int) -> SchemaDocument | None:
+    def _read(self, number: SchemaName) -> SchemaDocument | None:
         if self._folder is None:
             return None
         try:
@@ -104,7 +104,7 @@ class SchemaCache:
                 if os.fstat(descriptor).st_uid != os.geteuid():
                     return None
                 kept = msgspec.json.decode(file.read(), type=_File)
-            if kept.number != number or sha256(kept.document).hexdigest() != kept.checksum:
+            if kept.number != _written(number) or sha256(kept.document).hexdigest() != kept.checksum:
                 return None
             return msgspec.json.decode(kept.document, type=SchemaDocument)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -135,6 +135,10 @@ class SchemaCache:
                 os.close(descriptor)
                 raise RegistryAway(f"{self._registry.name} is being asked by another worker, and does not answer")
             time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _written(number: SchemaName) -> int | str:
+    return number if isinstance(number, int) else str(number)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -1,8 +1,13 @@
 """What a schema registry has, and how it can fail to have it."""
 
+from uuid import UUID
+
 import msgspec
 
 from kafkasrcd.workers.reasons import SaysWhere
+
+SchemaName = int | UUID
+"""What a registry knows a schema by: the id it gave, or, in newer ones, a GUID, which is the same everywhere."""
 
 
 class RegistryAway(Exception):

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
+from uuid import UUID
 
 import msgspec
 
 from kafkasrcd.settings import SchemaRegistrySettings
 from kafkasrcd.workers.client_credentials import ClientCredentials
 from kafkasrcd.workers.http_client import FAILURES, HttpClient, body_of, shown_url, words_of
-from kafkasrcd.workers.schema_document import NoSuchSchema, Reference, RegistryAway, SchemaDocument
+from kafkasrcd.workers.schema_document import NoSuchSchema, Reference, RegistryAway, SchemaDocument, SchemaName
 
 _SCHEMA_NOT_FOUND: Final = 40403
 _MOST_REFERENCES: Final = 1_000
@@ -68,15 +69,16 @@ class SchemaRegistry:
             return "bearer_scope, bearer_logical_cluster and bearer_identity_pool_id: it refuses the token it is shown"
         return "username and password, or bearer_token"
 
-    def schema(self, number: int) -> SchemaDocument:
-        """The schema of an id, with all that it refers to.
+    def schema(self, number: SchemaName) -> SchemaDocument:
+        """The schema of an id or a GUID, with all that it refers to.
 
         Blocks for the timeout of each request at most. Raises NoSuchSchema, RegistryAway.
         """
-        answer = self._ask(f"/schemas/ids/{number}", number)
+        path = f"/schemas/{'ids' if isinstance(number, int) else 'guids'}/{number}"
+        answer = self._ask(path, number)
         if answer.schemaType == "PROTOBUF":
             # As a descriptor, where the registry can: then nothing is to be compiled.
-            answer = self._ask(f"/schemas/ids/{number}?format=serialized", number)
+            answer = self._ask(f"{path}?format=serialized", number)
         found: dict[str, str] = {}
         self._resolve(answer.references or [], found, set())
         references = tuple(Reference(name, text) for name, text in found.items())
@@ -99,14 +101,14 @@ class SchemaRegistry:
             self._resolve(answer.references or [], found, under_way)
             found[reference.name] = answer.schema
 
-    def _ask(self, path: str, number: int | None = None) -> _Answer:
+    def _ask(self, path: str, number: SchemaName | None = None) -> _Answer:
         content = self._request(path, number)
         try:
             return msgspec.json.decode(content, type=_Answer)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise RegistryAway(f"the registry at {self.name} answers with something that is no schema") from None
 
-    def _request(self, path: str, number: int | None = None) -> bytes:
+    def _request(self, path: str, number: SchemaName | None = None) -> bytes:
         """From the first address that answers."""
         reasons: list[str] = []
         for url in self.urls:
@@ -120,7 +122,7 @@ class SchemaRegistry:
                 hint = {
                     401: f"; check schema_registry.{self._who}",
                     403: "; these credentials may not read schemas",
-                    404: "; check schema_registry.url",
+                    404: "; check schema_registry.url" + ("; or it knows no GUIDs" if isinstance(number, UUID) else ""),
                 }.get(error.code, "")
                 said = f" ({refusal.message})" if refusal.message else ""
                 reasons.append(f"{shown_url(url)} answers {error.code} {error.reason}{said}{hint}")
