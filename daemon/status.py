@@ -50,8 +50,8 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     high_watermark: int | None
     lag: int | None
     messages: int
-    """Handed off to handlers. Of these as many are in flight as are not succeeded, skipped or dead-lettered; what is
-    handled again, since it was rolled back or not committed, is so once more."""
+    """Handed off to handlers, or about to be. Of these as many are in flight as are not succeeded, skipped or
+    dead-lettered; what is handled again, since it was rolled back or not committed, is so once more."""
     succeeded: int
     skipped: int
     dead_lettered: int

@@ -412,9 +412,9 @@ def test_a_lot_that_is_counted_otherwise_than_it_is_is_found() -> None:
     assert len(lot_differences(before, after, {}, ONE_SLOT)) == 1
 
 
-def test_only_counts_of_one_epoch_of_one_process_are_compared() -> None:
-    def status(pid: int, **changes: Any) -> Status:
-        partition = msgspec.structs.replace(_status(succeeded=200), **changes)
+def test_counts_of_one_epoch_of_one_process_are_compared_and_must_not_be_wrong_twice_in_a_row() -> None:
+    def status(pid: int, succeeded: int = 200, **changes: Any) -> Status:
+        partition = msgspec.structs.replace(_status(succeeded=succeeded), **changes)
         return Status(
             kafkasrcd="", group_id="", state="running", pid=pid, started_ms=0, now_ms=0, problems=[], rebalances=0,
             total_commits=0, partitions=[partition], handlers=[],
@@ -425,7 +425,12 @@ def test_only_counts_of_one_epoch_of_one_process_are_compared() -> None:
     watch.compare(0, status(1), status(1, assignment_epoch=2))
     assert (watch.compared, watch.troubles) == (0, [])
     watch.compare(0, status(1), status(1))
-    assert watch.compared == len(watch.troubles) == 1
+    watch.compare(1, status(1), status(1))
+    watch.compare(0, status(1, 90), status(1, 90))
+    watch.compare(0, status(1), status(1))
+    assert (watch.compared, watch.troubles) == (4, [])
+    watch.compare(0, status(1), status(1))
+    assert len(watch.troubles) == 1
     assert "partition 0 of daemon a, epoch 1: " in watch.troubles[0]
 
 

@@ -207,7 +207,13 @@ class Worker:
                 hand_off(part, self._largest, publisher.publish, prepare)
 
     def publish(self, writer: ring.RingWriter, frame: EncodedFrame) -> None:
-        """Into the ring, waiting for room and for the lease."""
+        """Into the ring, waiting for room and for the lease. Counted first: its bell may have the handler finish all of
+        it before this process goes on."""
+        cells = self._cells
+        self._messages += frame.records
+        self._bytes += frame.record_bytes
+        cells[MESSAGES] = max(cells[MESSAGES], self._messages)
+        cells[BYTES] = max(cells[BYTES], self._bytes)
         while not (self._memory.leased and writer.publish(frame.parts)):
             writer.await_room()
             try:
@@ -218,11 +224,6 @@ class Worker:
             finally:
                 writer.awake()
             self._ask_watermarks()
-        cells = self._cells
-        self._messages += frame.records
-        self._bytes += frame.record_bytes
-        cells[MESSAGES] = max(cells[MESSAGES], self._messages)
-        cells[BYTES] = max(cells[BYTES], self._bytes)
 
     @property
     def _lease_wait_ms(self) -> int:

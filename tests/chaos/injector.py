@@ -68,6 +68,14 @@ class Injector:
         for thread in threads:
             thread.join()
 
+    def kill_children(self) -> None:
+        """Every worker and handler process there is, one after the other, now."""
+        for slot in self._slots:
+            for role in (Role.WORKER, Role.HANDLER):
+                # From the last on: those that are gone do not change the others' places.
+                for nth in reversed(range(len(slot.processes(role)))):
+                    self._run_lane([Fault(self._seconds, FaultKind.KILL, slot.number, role, nth)])
+
     def calm(self) -> None:
         """Thaw what is frozen, now."""
         self._calm.set()

@@ -1,7 +1,7 @@
 """The quiet after the storm: everything is committed, every daemon a member, every count right."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from confluent_kafka import KafkaException
 
@@ -98,6 +98,13 @@ class Quiet:
                 for p in status.partitions
             ]
         return told
+
+    def count_through(self, deaths: Callable[[], None]) -> None:
+        """What is handled while `deaths` are made counts no more and no less."""
+        self._producer.produce_lot(LOT_OF_EACH)
+        deaths()
+        if self.await_caught_up():
+            self._at_rest()
 
     def count_a_lot(self) -> None:
         """With nothing else going on: the counts grow by exactly what is produced. A late rebalance is let be."""

@@ -129,6 +129,7 @@ class Storm:
             if not any(slot.is_running for slot in self._slots):
                 self._slots[0].start()
             if self._quiet.await_caught_up() and self._quiet.await_whole_group():
+                self._quiet.count_through(self._injector.kill_children)
                 self._quiet.count_a_lot()
             self._end_daemons()
         self._await_gone()

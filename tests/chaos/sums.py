@@ -90,13 +90,17 @@ def lot_differences(
 
 
 class SumsWatch:
-    """Asks every daemon that answers, on a thread for each, from entering to leaving."""
+    """Asks every daemon that answers, on a thread for each, from entering to leaving. What is found twice in a row is a
+    trouble."""
 
     def __init__(self, slots: Sequence[DaemonSlot], rules: Rules) -> None:
         self.compared = 0
         """How often the counts of a partition were held against each other."""
         self.troubles: list[str] = []
         self._rules = rules
+        self._suspects: set[tuple[int, int, int]] = set()
+        """Daemon, partition and epoch of what did not add up when it was last looked at: a worker that is switched out
+        between counting and moving its position is ahead of it until it goes on. A count that is lost stays lost."""
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
@@ -124,9 +128,14 @@ class SumsWatch:
             if then is None or before.pid != after.pid:
                 continue
             found = imbalance(then, now, self._rules)
+            name = (daemon, now.partition, now.assignment_epoch)
             with self._lock:
                 self.compared += 1
-                if found is not None:
+                if found is None:
+                    self._suspects.discard(name)
+                elif name not in self._suspects:
+                    self._suspects.add(name)
+                else:
                     where = f"partition {now.partition} of daemon {daemon_name(daemon)}, epoch {now.assignment_epoch}"
                     self.troubles.append(f"{where}: {found}:\n        {then}\n        {now}")
 
