@@ -15,6 +15,7 @@ import msgspec
 
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
 from kafkasrcd.daemon.handler_pool import HandlerPool, describe_exit
+from kafkasrcd.daemon.hung_workers import HungWorkers
 from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.daemon.pauses import Pauses
@@ -73,6 +74,7 @@ class Assignment:
         self._recorder = recorder
         self.recording = Recording(settings, recorder, self.partitions, self.on_fenced)
         self.pauses = Pauses(settings, recorder, self.partitions, self.on_pause_changed)
+        self._hung_workers = HungWorkers(settings.handler.timeout_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = EventLog("assignment")
 
@@ -161,7 +163,8 @@ class Assignment:
             lambda exit_code: self._on_worker_exit(partition, child, exit_code),
         )
         partition.worker = child
-        child.send(self._setup)
+        partition.hands.clear()
+        child.send(self._setup, (self._hung_workers.stacks.fd,))
         child.send(
             StartWorker(
                 topic=name.topic,
@@ -171,10 +174,16 @@ class Assignment:
                 layout=self.handlers.layout,
                 layers=partition.reached().carried,
                 shape=self.handlers.shape(name.topic),
-                refused=tuple(partition.refused.items()),
+                refused=partition.deadly.refused,
             ),
             (memory.fd, partition.bell, *self.handlers.bells(partition)),
         )
+
+    def watch(self, now: float) -> None:
+        """Now and then, ``now`` in monotonic seconds: end workers that have had a record for too long."""
+        for partition in self.partitions.values():
+            if self._hung_workers.look(partition, now):
+                self._begin_task(self._hung_workers.end(partition))
 
     # ---- what workers and handlers say -------------------------------------------------------------------------
 
@@ -194,14 +203,14 @@ class Assignment:
     def _on_worker_exit(self, partition: Partition, child: ChildProcess, exit_code: int) -> None:
         if partition.worker is not child or partition.state not in WORKING or partition.moving:
             return
-        refused = partition.worker_ended(describe_exit(exit_code))
+        refused = partition.worker_ended(f"with {describe_exit(exit_code)}")
         if refused is not None:
             self._log.error(
                 "record_refused",
-                f"{partition.name}@{refused} is not prepared again: {partition.refused[refused]}",
+                f"{partition.name}@{refused.offset} is not prepared again: {refused.reason}",
                 topic=partition.name.topic,
                 partition=partition.name.partition,
-                offset=refused,
+                offset=refused.offset,
             )
         delay = partition.backoff.next_delay()
         if delay is None:
@@ -248,11 +257,10 @@ class Assignment:
         """A record failed for the last time: its partition stands still before it."""
         partition.fail(reason, _MEND_AND_RESTART)
 
-    def on_letter_refused(self, partition: Partition, offset: int, reason: str) -> None:
-        """Nothing behind the record is handled before its dead letter is kept."""
+    def on_letter_refused(self, partition: Partition, reason: str) -> None:
+        """Nothing behind the record is handled before its letter is written down."""
         if partition.state in WORKING:
-            waits = f"offset {offset} cannot be dead-lettered, and is waited for: {reason}"
-            partition.problem = waits if reason else ""
+            partition.problem = reason
 
     def on_ring_broken(self, partition: Partition, reason: str) -> None:
         """Replace the ring; what was in it is fetched again."""

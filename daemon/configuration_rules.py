@@ -13,7 +13,7 @@ from kafkasrcd.daemon.configuration_problem import Problem
 from kafkasrcd.daemon.setting_fields import did_you_mean, shown
 from kafkasrcd.daemon.topic_patterns import is_pattern, pattern_error, subscribes
 from kafkasrcd.errors import ConfigurationError
-from kafkasrcd.settings import CommitStrategy, GroupProtocol, OnFailure, Ordering, Settings
+from kafkasrcd.settings import CommitStrategy, GroupProtocol, OnFailure, Ordering, Retry, Settings
 from kafkasrcd.workers.kafka_settings import (
     heartbeat_interval_ms,
     max_poll_interval_ms,
@@ -190,6 +190,12 @@ def _dead_letters(settings: Settings) -> Iterator[Problem]:
         elif any(subscribes(each, topic, settings.supervisor.group_protocol) for each in settings.topics):
             text = f"{shown(topic)} is among topics: dead letters would be consumed, and fail, again"
             yield Problem("handler.dead_letter_topic", text, ("topics",))
+    if handler.retry is Retry.SCHEDULED and settings.store.url == "memory://":
+        text = "'scheduled' puts records aside in the offset store, and memory:// keeps none: name a database"
+        yield Problem("handler.retry", text, ("store.url",))
+    if handler.retry is Retry.SCHEDULED and handler.on_failure is OnFailure.STOP:
+        text = "with 'scheduled' the partition has long gone on when the last attempt fails: set on_failure dead_letter"
+        yield Problem("handler.retry", text, ("handler.on_failure",))
     if handler.on_failure is OnFailure.DEAD_LETTER and not topic and not handler.dead_letter_store:
         text = "'dead_letter' has no place for them: leave dead_letter_store true, or name a dead_letter_topic"
         yield Problem("handler.on_failure", text, ("handler.dead_letter_store", "handler.dead_letter_topic"))

@@ -6,6 +6,7 @@ All of it works beside a running daemon, and without one. None of it makes a sto
 import contextlib
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,19 +24,20 @@ from kafkasrcd.storage.dead_letters import LetterFilter, LetterState, StoredLett
 
 if TYPE_CHECKING:
     from kafkasrcd.daemon.configuration import Configuration
+    from kafkasrcd.settings import Settings
     from kafkasrcd.storage.dead_letter_store import DeadLetterStore
 
 _LISTED: Final = 50
 """Of a table; a terminal holds no more."""
 _ASKED_AT_ONCE: Final = 500
 """IDs in one statement, which has a limit."""
-_OPEN_OR_REPLAYING: Final = (LetterState.OPEN, LetterState.REPLAYING)
+_NOT_OVER: Final = (LetterState.OPEN, LetterState.RETRYING, LetterState.REPLAYING)
 _TWICE: Final = "their topic may have them already, and have them twice then"
 
 
-def _to_topic(context: click.Context, option: click.Parameter, text: str | None) -> str:
+def _to_topic(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
     if text is None:
-        raise click.UsageError("--to-topic is needed: alone for each record's own topic, or with a topic's name")
+        return None
     if text.isdigit():
         raise click.BadParameter(f"{text!r} looks like an ID: IDs stand before --to-topic")
     if not text.isprintable():
@@ -69,8 +71,8 @@ def list_letters(configuration: "Configuration", wanted: LetterFilter, as_json: 
 
     With --json an object a line: version (1, and higher where a field is taken away or means something else), id,
     state, topic, partition, offset, timestamp_ms (the record's, -1 for none), error, reason, attempts, first_failed_ms,
-    last_failed_ms, host, kafkasrcd, value_format, schema_id; changed_ms, changed_by and note of the last change. Times
-    are milliseconds since 1970.
+    last_failed_ms, host, kafkasrcd, value_format, schema_id; changed_ms, changed_by and note of the last change;
+    due_ms, when it is handled again, or null. Times are milliseconds since 1970.
     """
     with _opened(configuration) as store:
         if as_json:
@@ -81,7 +83,9 @@ def list_letters(configuration: "Configuration", wanted: LetterFilter, as_json: 
             return
         found = list(store.find(wanted, limit or _LISTED))
         total = store.count(wanted)
-        replaying = store.count(msgspec.structs.replace(wanted, states=(LetterState.REPLAYING,)))
+        replaying = msgspec.structs.replace(wanted, states=(LetterState.REPLAYING,), has_due=False)
+        left = store.count(replaying)
+        given = store.count(msgspec.structs.replace(replaying, has_due=True))
     group_id = configuration.settings.group_id
     if found:
         from kafkasrcd.daemon.dead_letter_view import print_letters
@@ -91,9 +95,11 @@ def list_letters(configuration: "Configuration", wanted: LetterFilter, as_json: 
         click.echo(f"no {in_words(wanted, group_id)}")
     if total > len(found):
         click.echo(f"… and {total - len(found):,} more: --limit {total}")
-    if replaying:
+    if given:
+        click.echo(f"{_letters(given)} given to the daemon that has their partitions, to be handled again")
+    if left:
         click.echo(
-            f"! {_letters(replaying)} left replaying, by a command that was killed or still runs. `kafkasrcd "
+            f"! {_letters(left)} left replaying, by a command that was killed or still runs. `kafkasrcd "
             f"dead-letters replay --state replaying --to-topic` takes up again what was left: {_TWICE}"
         )
 
@@ -121,7 +127,7 @@ def show(configuration: "Configuration", letter_id: int, as_json: bool) -> None:
 @reason_option("Why; kept with the letter.")
 @yes_option
 @with_configuration(only=STORE_SETTINGS)
-@with_filter(states=_OPEN_OR_REPLAYING, every_state=False)
+@with_filter(states=_NOT_OVER, every_state=False)
 def discard(
     configuration: "Configuration", wanted: LetterFilter, letter_ids: tuple[int, ...], reason: str, yes: bool
 ) -> None:
@@ -188,43 +194,87 @@ def export(
     metavar="[TOPIC]",
     help="Produce each record as it was into its own topic, or into this one; {topic} stands for its own. IDs before.",
 )
+@click.option("--no-wait", is_flag=True, help="Leave them to the daemon, and do not wait for what becomes of them.")
 @yes_option
 @with_configuration()
-@with_filter(states=_OPEN_OR_REPLAYING, every_state=False)
+@with_filter(states=_NOT_OVER, every_state=False)
 def replay(
-    configuration: "Configuration", wanted: LetterFilter, letter_ids: tuple[int, ...], to_topic: str, yes: bool
+    configuration: "Configuration",
+    wanted: LetterFilter,
+    letter_ids: tuple[int, ...],
+    to_topic: str | None,
+    no_wait: bool,
+    yes: bool,
 ) -> None:
     """Have the records of dead letters handled again: by ID, or all that the filter means.
+
+    By the handler, in the daemon that has their partitions: beside the records that come, in the order and the
+    transactions of these, once. Each letter is replayed then, or open again, with what the handler raised. A command
+    that ends, however it ends, leaves them to the daemon.
 
     --to-topic produces each as it was: key, value, own headers, timestamp; in its own topic into its own partition.
     Each letter is replayed once brokers have the record, or open again, with the reason. One whose command was killed
     stays replaying: `--state replaying` takes it up again, which may produce it twice. Exits with 1 where a letter was
     not replayed, with 69 where no broker answers.
     """
-    from kafkasrcd.daemon.dead_letter_producer import LetterProducer
-    from kafkasrcd.daemon.dead_letter_replay import Outcome, Replay
-    from kafkasrcd.workers.dead_letter_topic import topic_of
-
     refuse_both(letter_ids, wanted)
+    if no_wait and to_topic is not None:
+        raise click.UsageError("--no-wait leaves letters to the daemon, and --to-topic does not: give one of the two")
     settings = configuration.settings
     with _opened(configuration) as store:
         chosen = _chosen(store, letter_ids, wanted, settings.group_id)
         if LetterState.REPLAYING in wanted.states and chosen:
             click.echo(f"! {_letters(len(chosen))} left replaying: {_TWICE}", err=True)
-        into = f" into topic {to_topic}" if to_topic else " into their own topics"
+        into = " through the handler"
+        if to_topic is not None:
+            into = f" into topic {to_topic}" if to_topic else " into their own topics"
         if not letter_ids and not _agreed("replay", in_words(wanted, settings.group_id), into, len(chosen), yes):
             return
-        producer = LetterProducer(settings)
-        by = f"{who()}, pid {os.getpid()}"
-        replaying = Replay(store, producer, by, lambda letter: topic_of(to_topic or "{topic}", letter.topic), _say)
-        outcomes: Counter[Outcome] = Counter()
-        try:
-            with _one_by_one("replaying", chosen) as letters:
-                for letter_id in letters:
-                    outcomes[replaying.replay(letter_id, wanted.states[0])] += 1
-        except KafkasrcdError:
-            _summary(outcomes[Outcome.REPLAYED])
-            raise
+        if to_topic is None:
+            _hand_over(store, chosen, wanted.states[0], wait=not no_wait)
+        else:
+            _produce(store, chosen, wanted.states[0], to_topic, settings)
+
+
+def _hand_over(store: "DeadLetterStore", chosen: Sequence[int], before: LetterState, *, wait: bool) -> None:
+    from kafkasrcd.daemon.dead_letter_handover import Handover
+    from kafkasrcd.daemon.progress_bar import progress_bar
+    from kafkasrcd.daemon.stop_between import stop_between_steps
+
+    handover = Handover(store, _command(), _say)
+    given = handover.give(chosen, before)
+    if not wait:
+        click.echo(f"{_letters(given)} given to the daemon")
+        return
+    with stop_between_steps() as stopped, progress_bar("replaying", given) as done:
+        handover.wait(done, stopped)
+    replayed, left = handover.count(LetterState.REPLAYED), handover.count(LetterState.REPLAYING)
+    _summary(replayed)
+    if left:
+        raise KafkasrcdError(
+            f"{_letters(left)} of {len(chosen):,} not replayed yet, and left to the daemon; "
+            "`kafkasrcd dead-letters list --state replaying` has them"
+        )
+    _complain_unless_all(replayed, len(chosen), "replayed: `kafkasrcd dead-letters list` has the open ones, and why")
+
+
+def _produce(
+    store: "DeadLetterStore", chosen: Sequence[int], before: LetterState, to_topic: str, settings: "Settings"
+) -> None:
+    from kafkasrcd.daemon.dead_letter_producer import LetterProducer
+    from kafkasrcd.daemon.dead_letter_replay import Outcome, Replay
+    from kafkasrcd.workers.dead_letter_topic import topic_of
+
+    producer = LetterProducer(settings)
+    replaying = Replay(store, producer, _command(), lambda letter: topic_of(to_topic or "{topic}", letter.topic), _say)
+    outcomes: Counter[Outcome] = Counter()
+    try:
+        with _one_by_one("replaying", chosen) as letters:
+            for letter_id in letters:
+                outcomes[replaying.replay(letter_id, before)] += 1
+    except KafkasrcdError:
+        _summary(outcomes[Outcome.REPLAYED])
+        raise
     _summary(outcomes[Outcome.REPLAYED])
     _complain_unless_all(outcomes[Outcome.REPLAYED], len(chosen), "replayed")
 
@@ -273,7 +323,7 @@ def _chosen(store: "DeadLetterStore", letter_ids: Sequence[int], wanted: LetterF
     for stored in found:
         if stored.state not in wanted.states:
             by = f" by {stored.changed_by}" if stored.changed_by else ""
-            cure = f"; --state {stored.state} takes it" if stored.state in _OPEN_OR_REPLAYING else ""
+            cure = f"; --state {stored.state} takes it" if stored.state in _NOT_OVER else ""
             raise KafkasrcdError(
                 f"dead letter {stored.id} is {stored.state}, since {moment(stored.changed_ms)}{by}, and not "
                 f"{' or '.join(wanted.states)}{cure}; nothing was changed"
@@ -326,6 +376,11 @@ def _say(line: str) -> None:
 
 def _letters(count: int) -> str:
     return f"{count:,} dead letter{'' if count == 1 else 's'}"
+
+
+def _command() -> str:
+    """Names this command, and no other."""
+    return f"{who()}, pid {os.getpid()} at {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
 
 
 @contextlib.contextmanager

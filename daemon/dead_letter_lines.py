@@ -14,9 +14,10 @@ LINE_VERSION = 1
 class LetterLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line of ``dead-letters list --json``.
 
-    ``state``: ``open``, ``replaying``, ``replayed``, ``discarded``; ``changed_ms``, ``changed_by`` and ``note`` are of
-    its last change. ``timestamp_ms`` is the record's, -1 for none. All times are milliseconds since 1970. ``kafkasrcd``
-    is the version that kept it, ``host`` where.
+    ``state``: ``retrying``, ``open``, ``replaying``, ``replayed``, ``discarded``; ``changed_ms``, ``changed_by`` and
+    ``note`` are of its last change. ``timestamp_ms`` is the record's, -1 for none; ``due_ms`` is when it is handled
+    again, null for not by itself. All times are milliseconds since 1970. ``kafkasrcd`` is the version that kept it,
+    ``host`` where.
     """
 
     version: int = LINE_VERSION
@@ -38,6 +39,7 @@ class LetterLine(msgspec.Struct, frozen=True, kw_only=True):
     changed_ms: int
     changed_by: str
     note: str
+    due_ms: int | None
 
 
 class WholeLetterLine(LetterLine, frozen=True, kw_only=True):
@@ -90,4 +92,5 @@ def _brief(stored: StoredLetter) -> dict[str, Any]:
         "changed_ms": stored.changed_ms,
         "changed_by": stored.changed_by,
         "note": stored.note,
+        "due_ms": letter.due_ms,
     }

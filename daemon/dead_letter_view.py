@@ -117,7 +117,8 @@ def _console() -> Console:
 def _change(stored: StoredLetter) -> str:
     by = f" by {stored.changed_by}" if stored.changed_by else ""
     note = f": {stored.note}" if stored.note else ""
-    return f"{moment(stored.changed_ms)}{by}{note}"
+    due = "" if stored.letter.due_ms is None else f"; handled again from {moment(stored.letter.due_ms)} on"
+    return f"{moment(stored.changed_ms)}{by}{note}{due}"
 
 
 def _readable(content: bytes | None) -> str:
@@ -147,4 +148,9 @@ def _one_line(text: str) -> str:
     return " ".join(_printable(text).split())
 
 
-_STATE_STYLES = {LetterState.OPEN: "yellow", LetterState.REPLAYING: "bold yellow", LetterState.REPLAYED: "green"}
+_STATE_STYLES = {
+    LetterState.RETRYING: "cyan",
+    LetterState.OPEN: "yellow",
+    LetterState.REPLAYING: "bold yellow",
+    LetterState.REPLAYED: "green",
+}

@@ -115,18 +115,48 @@ def _row(topic: str, row: FormatSettings, settings: Settings) -> Iterator[Proble
 
 def _registry(registry: SchemaRegistrySettings) -> Iterator[Problem]:
     for url in registry.url.split(",") if registry.url else ():
-        try:
-            parts = urlsplit(url.strip())
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port)
-        except ValueError:
-            usable = False
-        if not usable:
+        if not _is_web_address(url.strip()):
             text = f"expected https://host:8081, got {hide_url_passwords(shown(url.strip()))}"
             yield Problem("schema_registry.url", text)
-    if registry.bearer_token and registry.username:
-        yield Problem("schema_registry.bearer_token", "is instead of username and password; give one of both")
+    yield from _bearer(registry)
     if registry.key_location and not registry.certificate_location:
         yield Problem("schema_registry.key_location", "is of the certificate; give certificate_location, too")
+
+
+def _bearer(registry: SchemaRegistrySettings) -> Iterator[Problem]:
+    token, issuer = "schema_registry.bearer_token", "schema_registry.bearer_issuer_endpoint_url"
+    url = registry.bearer_issuer_endpoint_url
+    if registry.bearer_token and registry.username:
+        yield Problem(token, "is instead of username and password; give one of both")
+    if not (registry.bearer_token.isascii() and registry.bearer_token.isprintable()):
+        yield Problem(token, "has a line break, or what is no ASCII, in it: no header can carry that")
+    if url and (registry.bearer_token or registry.username):
+        other = "bearer_token" if registry.bearer_token else "username"
+        yield Problem(issuer, f"is instead of {other}; give one of both", (f"schema_registry.{other}",))
+    if url and not _is_web_address(url):
+        yield Problem(issuer, f"expected https://host/token, got {hide_url_passwords(shown(url))}")
+    for name in ("bearer_client_id", "bearer_client_secret"):
+        if url and not getattr(registry, name):
+            yield Problem(f"schema_registry.{name}", "is missing, for bearer_issuer_endpoint_url", (issuer,))
+    if not url:
+        for name in ("bearer_client_id", "bearer_client_secret", "bearer_scope"):
+            if getattr(registry, name):
+                yield Problem(f"schema_registry.{name}", "is for bearer_issuer_endpoint_url, which is not given")
+        for name in ("bearer_logical_cluster", "bearer_identity_pool_id"):
+            if getattr(registry, name) and not registry.bearer_token:
+                yield Problem(f"schema_registry.{name}", "goes along with a token, and there is none")
+    for name in ("bearer_logical_cluster", "bearer_identity_pool_id"):
+        text = getattr(registry, name)
+        if not (text.isascii() and text.isprintable()):
+            yield Problem(f"schema_registry.{name}", f"no header can carry {shown(text)}")
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _certificates(registry: SchemaRegistrySettings, base_directory: Path) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
-from kafkasrcd.daemon.hung_handlers import Hands, Stacks
+from kafkasrcd.daemon.hung_calls import MOST_STACKS, Hands, Stacks
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, WorkerBootError
 from kafkasrcd.settings import OnFailure, Settings
@@ -23,9 +23,12 @@ from kafkasrcd.workers.control import (
     Fenced,
     HandlerReady,
     HandlerRefused,
+    LetterDue,
     LetterRefused,
+    LettersDone,
     Quarantined,
     RecordFailed,
+    Redeliver,
     RingBroken,
     Setup,
     StoreAway,
@@ -34,22 +37,21 @@ from kafkasrcd.workers.control import (
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.failure_policy import failure_policy
 from kafkasrcd.workers.formats import Shape
+from kafkasrcd.workers.ring import LETTER
 from kafkasrcd.workers.topic_matcher import topic_matcher
 
 _BOOT_SECONDS: Final = 120.0
 """Importing the largest frameworks takes some ten seconds on a busy host."""
 _BOOT_ATTEMPTS: Final = 3
 """Further ones for a process that was killed before it was ready."""
-_MOST_STACKS: Final = 8_000
-"""Characters: what is quarantined goes along with each binding, in one packet."""
 
 
 class HandlerEvents(Protocol):
     """What handler processes say about partitions, told on the event loop."""
 
     def on_record_failed(self, partition: Partition, reason: str) -> None: ...
-    def on_letter_refused(self, partition: Partition, offset: int, reason: str) -> None:
-        """``reason`` is empty once the letter is kept."""
+    def on_letter_refused(self, partition: Partition, reason: str) -> None:
+        """``reason`` is empty once the letter is written down."""
         ...
 
     def on_ring_broken(self, partition: Partition, reason: str) -> None: ...
@@ -57,11 +59,32 @@ class HandlerEvents(Protocol):
     def on_store_away(self, reason: str) -> None: ...
 
 
+class LetterEvents(Protocol):
+    """What becomes of letters that were given to handler processes; see DueLetters."""
+
+    def on_done(self, binding: int, done: int) -> None: ...
+    def on_unbound(self, binding: int) -> None: ...
+    def on_process_ended(self, bindings: Sequence[int], letter_id: int | None, how: "HowEnded") -> None: ...
+
+
 class Bound(NamedTuple):
     """One slot of a partition, bound to a handler process."""
 
     partition: Partition
     slot: int
+
+
+class HowEnded(NamedTuple):
+    """How a handler process has ended."""
+
+    error: str
+    how: str
+    stacks: str
+
+    def too_often(self, offset: int, deaths: int) -> Quarantined:
+        """What the record is that has ended so many."""
+        reason = f"its handler process ended {deaths} times, last: {self.how}"
+        return Quarantined(offset=offset, error=self.error, reason=reason, attempts=deaths, traceback=self.stacks)
 
 
 class HandlerSlot:
@@ -84,6 +107,12 @@ class HandlerSlot:
         self.restart: asyncio.TimerHandle | None = None
         """The last one that was planned."""
 
+    def how_ended(self, exit_code: int) -> HowEnded:
+        """The process that was in it."""
+        if not self.killed_for:
+            return HowEnded("HandlerProcessEnded", f"ended with {describe_exit(exit_code)}", "")
+        return HowEnded("HandlerTimeout", self.killed_for, self.stacks.read()[:MOST_STACKS])
+
 
 class HandlerPool:
     """N handler processes. A partition is bound to the one that has the fewest, or, with ordering by key or none, each
@@ -97,13 +126,17 @@ class HandlerPool:
         fork_server: ForkServer,
         store_url: str,
         events: HandlerEvents,
+        schema_directory: Path | None = None,
     ) -> None:
         self.layout = layout
         """How every partition's records are spread: over all of these processes, or not."""
+        self.letters: LetterEvents
+        """Set before anything is bound."""
         self._settings = settings
         self._setup = msgspec.json.encode(settings)
         self._base_directory = str(base_directory)
         self._store_url = store_url
+        self._schema_directory = "" if schema_directory is None else str(schema_directory)
         self._fork_server = fork_server
         self._events = events
         self._log = EventLog("handlers")
@@ -167,9 +200,18 @@ class HandlerPool:
         """Take it back; nothing of it is in flight. A no-op where it is not bound."""
         for binding, number in partition.bindings.items():
             slot = self.slots[number]
+            self.letters.on_unbound(binding)
             if slot.bound.pop(binding, None) is not None and slot.child is not None and slot.ready:
                 slot.child.send(Unbind(binding))
         partition.bindings.clear()
+
+    def redeliver(self, binding: int, letters: Sequence[LetterDue]) -> bool:
+        """Have the records of these letters handled; False where there is no process now that could."""
+        slot = next((slot for slot in self.slots if binding in slot.bound), None)
+        if slot is None or slot.child is None or not slot.ready:
+            return False
+        slot.child.send(Redeliver(binding=binding, letters=tuple(letters)))
+        return True
 
     async def kill(self, partition: Partition) -> None:
         """End the processes that hold records of ``partition`` past its deadline; their others go on after."""
@@ -210,7 +252,11 @@ class HandlerPool:
             lambda exit_code: self._on_exit(slot, exit_code),
         )
         setup = Setup(
-            settings=self._setup, base_directory=self._base_directory, store_url=self._store_url, slot=slot.slot
+            settings=self._setup,
+            base_directory=self._base_directory,
+            store_url=self._store_url,
+            slot=slot.slot,
+            schema_directory=self._schema_directory,
         )
         slot.hands.clear()
         slot.killed_for = ""
@@ -231,6 +277,8 @@ class HandlerPool:
                 self._log.error("handler_refused", f"handler {slot.slot} cannot start again: {message.reason}")
             else:
                 self._fail_boot(ConfigurationError(message.reason))
+        elif isinstance(message, LettersDone):
+            self.letters.on_done(message.binding, message.done)
         elif isinstance(message, StoreAway):
             self._events.on_store_away(message.reason)
         elif isinstance(message, RecordFailed | RingBroken | Fenced | LetterRefused) and message.binding in slot.bound:
@@ -240,7 +288,7 @@ class HandlerPool:
             elif isinstance(message, RingBroken):
                 self._events.on_ring_broken(partition, message.reason)
             elif isinstance(message, LetterRefused):
-                self._events.on_letter_refused(partition, message.offset, message.reason)
+                self._events.on_letter_refused(partition, message.reason)
             else:
                 self._events.on_fenced(partition, message.reason)
 
@@ -289,6 +337,7 @@ class HandlerPool:
         """
         held: list[tuple[Partition, int]] = []
         is_single = True
+        letter_id = 0
         for partition, number in slot.bound.values():
             if partition.memory is None:
                 continue
@@ -297,8 +346,14 @@ class HandlerPool:
             if offset is not None:
                 held.append((partition, offset))
                 is_single = is_single and memory.is_single
+                letter_id = letter_id or memory.cells[LETTER]
             memory.handler_ended()
         is_single = is_single and len(held) == 1
+        how = slot.how_ended(exit_code)
+        blamed = letter_id if is_single or not held else None
+        self.letters.on_process_ended(list(slot.bound), blamed, how)
+        if is_single and letter_id:
+            return  # the offset in its hands stood for the letter's record
         for partition, offset in held:
             deaths = partition.count_crash(offset) if is_single else 0
             self._log.warning(
@@ -311,24 +366,14 @@ class HandlerPool:
                 deaths=deaths,
             )
             if deaths >= self._settings.handler.crash_attempts:
-                self._quarantine(slot, partition, offset, deaths, exit_code)
+                self._quarantine(partition, how.too_often(offset, deaths))
 
-    def _quarantine(self, slot: HandlerSlot, partition: Partition, offset: int, deaths: int, exit_code: int) -> None:
+    def _quarantine(self, partition: Partition, record: Quarantined) -> None:
         """The record is not given to the handler again."""
-        how = slot.killed_for or f"ended with {describe_exit(exit_code)}"
-        reason = f"its handler process ended {deaths} times, last: {how}"
         if self._on_failure is OnFailure.STOP:
-            self._events.on_record_failed(partition, f"offset {offset}: {reason}")
-            return
-        partition.quarantine(
-            Quarantined(
-                offset=offset,
-                error="HandlerTimeout" if slot.killed_for else "HandlerProcessEnded",
-                reason=reason,
-                attempts=deaths,
-                traceback=slot.stacks.read()[:_MOST_STACKS] if slot.killed_for else "",
-            )
-        )
+            self._events.on_record_failed(partition, f"offset {record.offset}: {record.reason}")
+        else:
+            partition.quarantine(record)
 
     def watch(self, now: float) -> None:
         """Now and then, ``now`` in monotonic seconds: kill a process whose handler has had a record for too long."""

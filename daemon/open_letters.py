@@ -1,4 +1,4 @@
-"""How many dead letters wait for a person, looked up now and then for ``kafkasrcd status``."""
+"""How many dead letters wait for a person, and how many for their time: looked up now and then for the status."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from typing import Final
 
 from kafkasrcd.errors import StoreError
 from kafkasrcd.settings import OnFailure, Settings
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import LetterCount, LetterState
 from kafkasrcd.workers.failure_policy import failure_policy
 
 _EVERY_SECONDS: Final = 10.0
@@ -18,13 +18,14 @@ _REST: Final = 50
 class OpenLetters:
     """Belongs to the loop. Asks only where letters are kept in the store; one that does not answer changes nothing."""
 
-    def __init__(self, settings: Settings, look_up: Callable[[], Awaitable[list[LetterCount]]]) -> None:
+    def __init__(self, settings: Settings, look_up: Callable[[LetterState], Awaitable[list[LetterCount]]]) -> None:
         self._look_up = look_up
         self._kept = failure_policy(settings) is OnFailure.DEAD_LETTER and settings.handler.dead_letter_store
         self._due = 0.0
         self._asking: asyncio.Task[None] | None = None
-        self.counts: list[LetterCount] = []
+        self.open: list[LetterCount] = []
         """As they were last found."""
+        self.retrying: list[LetterCount] = []
 
     def watch(self, now: float, *, store_answers: bool) -> None:
         """Once a second; does not block."""
@@ -39,7 +40,8 @@ class OpenLetters:
     async def _ask(self) -> None:
         asked = time.monotonic()
         try:
-            self.counts = await self._look_up()
+            self.open = await self._look_up(LetterState.OPEN)
+            self.retrying = await self._look_up(LetterState.RETRYING)
         except StoreError:
             pass  # who records says so, and what to do
         now = time.monotonic()

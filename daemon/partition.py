@@ -9,6 +9,8 @@ import msgspec
 
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess
+from kafkasrcd.daemon.deadly_records import DeadlyRecords
+from kafkasrcd.daemon.hung_calls import Hands
 from kafkasrcd.daemon.lifecycle import ENDED, WORKING, State, transition
 from kafkasrcd.daemon.pause_words import BREAKER, way_on
 from kafkasrcd.daemon.reached import Reached, beyond
@@ -30,7 +32,16 @@ from kafkasrcd.workers.partition_memory import (
     UNKNOWN,
     PartitionMemory,
 )
-from kafkasrcd.workers.ring import COMMITTABLE, DEAD_LETTERED, FAILURES, HANDLED, PROCESSED, SKIPPED
+from kafkasrcd.workers.ring import (
+    COMMITTABLE,
+    DEAD_LETTERED,
+    FAILURES,
+    HANDLED,
+    PROCESSED,
+    REDELIVERED,
+    SCHEDULED,
+    SKIPPED,
+)
 
 _STORES_SETTLE_SECONDS: Final = 0.005
 """After the lease is ended, until what a handler process stored before it looked is visible here: a processor empties
@@ -49,19 +60,22 @@ _log = EventLog("partition")
 
 
 class Totals(NamedTuple):
-    """Records handed off and their bytes; what became of them; ``failures``: attempts that raised, and records that
-    could not be deserialized."""
+    """Records handed off and their bytes; what became of them; ``redelivered``: of those put aside before, and of
+    letters that were replayed, how many were handled; ``failures``: attempts that raised, and records that could not be
+    deserialized."""
 
     messages: int = 0
     bytes: int = 0
     succeeded: int = 0
     skipped: int = 0
     dead_lettered: int = 0
+    scheduled: int = 0
+    redelivered: int = 0
     failures: int = 0
 
     @property
     def finished(self) -> int:
-        """Records that are done with, one way or another."""
+        """Records that are done with, one way or another; what was put aside is not."""
         return self.succeeded + self.skipped + self.dead_lettered
 
 
@@ -101,10 +115,12 @@ class Partition:
         self._least: list[int] = []
         """For each slot, the furthest that it was seen done: it may read lower, once a record comes behind offsets
         that held none."""
-        self.refused: dict[int, str] = {}
-        """Offsets of records that have ended workers while they were prepared, and what is said of each."""
-        self._preparing_offset = -1
-        self._preparing_deaths = 0
+        self.hands = Hands()
+        """What the worker prepares, and for how long already."""
+        self.hung_stacks: str | None = None
+        """Of a worker that is killed, since what it prepares does not end; None for any other."""
+        self.deadly = DeadlyRecords(settings.handler)
+        """Those that have ended workers."""
         self.quarantined: tuple[Quarantined, ...] = ()
         """Records that have ended their handler process too often."""
         self._crash_offset = -1
@@ -303,12 +319,16 @@ class Partition:
             return sum(slot.cells[cell] for slot in memory.slots)
 
         past = self._past
+        # What became of records first: what is handed off meanwhile is in flight, and nothing is finished twice.
+        finished = [of_slots(cell) for cell in (HANDLED, SKIPPED, DEAD_LETTERED, SCHEDULED)]
         return Totals(
             past.messages + memory.cells[MESSAGES],
             past.bytes + memory.cells[BYTES],
-            past.succeeded + of_slots(HANDLED),
-            past.skipped + of_slots(SKIPPED),
-            past.dead_lettered + of_slots(DEAD_LETTERED),
+            past.succeeded + finished[0],
+            past.skipped + finished[1],
+            past.dead_lettered + finished[2],
+            past.scheduled + finished[3],
+            past.redelivered + of_slots(REDELIVERED),
             past.failures + of_slots(FAILURES),
         )
 
@@ -331,24 +351,29 @@ class Partition:
         self._crash_offset = offset
         return self._crashes
 
-    def worker_ended(self, how: str) -> int | None:
-        """Count its end against the record that it was preparing; the offset of one that the next worker refuses."""
-        if self.memory is None or self.memory.cells[PREPARING] == UNKNOWN:
+    @property
+    def preparing(self) -> int | None:
+        """Offset of the record that the worker prepares, or None."""
+        if self.memory is None or self.state not in WORKING or self.memory.cells[PREPARING] == UNKNOWN:
             return None
-        offset, self.memory.cells[PREPARING] = self.memory.cells[PREPARING], UNKNOWN
-        self._preparing_deaths = self._preparing_deaths + 1 if offset == self._preparing_offset else 1
-        self._preparing_offset = offset
-        if self._preparing_deaths < self._settings.handler.crash_attempts:
+        return self.memory.cells[PREPARING]
+
+    def worker_ended(self, how: str) -> Quarantined | None:
+        """Count its end against the record that it was preparing; that record, where the next worker refuses it."""
+        stacks, self.hung_stacks = self.hung_stacks, None
+        offset = self.preparing
+        if self.memory is None or offset is None:
             return None
-        times = "once" if self._preparing_deaths == 1 else f"{self._preparing_deaths} times, last"
-        self.refused = {at: reason for at, reason in self.refused.items() if at >= self.memory.position}
-        self.refused[offset] = f"its deserializer ended the worker {times} with {how}"
-        self.backoff.forget()
-        return offset
+        self.memory.cells[PREPARING] = UNKNOWN
+        refused = self.deadly.count(offset, how, stacks, self.memory.position)
+        if refused is not None:
+            self.backoff.forget()
+        return refused
 
     def drop_memory(self) -> None:
-        """Nothing runs in it any more."""
-        self._past = self.totals
+        """Nothing runs in it any more. What waits in it is handed off again, by its successor or by another member."""
+        totals = self.totals
+        self._past = totals._replace(messages=min(totals.messages, totals.finished + totals.scheduled))
         if self.memory is not None:
             self.memory.close()
             self.memory = None

@@ -20,7 +20,7 @@ from kafkasrcd.daemon.reached import Reached
 from kafkasrcd.daemon.start_points import StartPoint, StartPoints
 from kafkasrcd.errors import StaleAssignment, StoreError
 from kafkasrcd.settings import CommitStrategy, Settings
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import DueLetter, LetterCount, LetterState
 from kafkasrcd.storage.intents import Intent
 from kafkasrcd.storage.offset_store import Advance, Layout, OffsetStore, TopicPartition
 
@@ -98,9 +98,13 @@ class Recorder:
         """Whether some broker answers within ``seconds``."""
         return await self._run(lambda: self._kafka.call(lambda consumer: broker_answers(consumer, seconds)).result())
 
-    async def open_letters(self) -> list[LetterCount]:
-        """How many dead letters are open. Raises StoreError where that cannot be found out now."""
-        return await self._run(lambda: self._offsets.open_letters())
+    async def count_letters(self, state: LetterState) -> list[LetterCount]:
+        """How many dead letters are in ``state``. Raises StoreError where that cannot be found out now."""
+        return await self._run(lambda: self._offsets.count_letters(state))
+
+    async def due_letters(self, names: Sequence[TopicPartition], most: int) -> list[DueLetter]:
+        """Those of ``names`` that are to be handled again now, ``most`` at once. Raises StoreError."""
+        return await self._run(lambda: self._offsets.due_letters(names, most))
 
     async def intents(self, told: Sequence[Intent] = ()) -> list[Intent]:
         """Keep those that are ``told``, then all there are. Raises StoreError where that cannot be done now."""

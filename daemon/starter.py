@@ -56,7 +56,8 @@ target = "handlers:handle"
 # `kafkasrcd resume`. 1 is never.
 # max_dead_letter_ratio = 1.0
 
-# One call may take so long; then its process is killed, and its record counted as the cause.
+# One call, of the handler or a deserializer, may take so long; then its process is killed, and its record counted as
+# the cause.
 # timeout_seconds = 300.0
 
 [supervisor]

@@ -50,10 +50,15 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     high_watermark: int | None
     lag: int | None
     messages: int
-    """Handed off to handlers; some of them twice, where a process died."""
+    """Handed off to handlers. Of these as many are in flight as are not succeeded, skipped or dead-lettered; what is
+    handled again, since it was rolled back or not committed, is so once more."""
     succeeded: int
     skipped: int
     dead_lettered: int
+    scheduled: int = 0
+    """Put aside to be handled again later, with ``handler.retry = "scheduled"``."""
+    redelivered: int = 0
+    """Handled then, or in a replay; not among ``messages``, which has them once."""
     failures: int
     """Attempts that raised, and records that could not be deserialized."""
     bytes: int
@@ -81,7 +86,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state``: ``starting``, ``joining``, ``running``, ``stopping``. ``problems``: one sentence each, what is wrong
     with the daemon as a whole (broker or store unreachable, since when) and what to do; empty when healthy.
-    ``dead_letters``: some seconds old, most first; empty also where letters are not kept in the store.
+    ``dead_letters``: some seconds old, most first; empty also where letters are not kept in the store. ``retrying``:
+    the same of records that wait to be handled again, with ``handler.retry = "scheduled"``.
     """
 
     version: int = STATUS_VERSION
@@ -97,3 +103,4 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     partitions: list[PartitionStatus]
     handlers: list[HandlerStatus]
     dead_letters: list[LetterCount] = []
+    retrying: list[LetterCount] = []

@@ -70,6 +70,8 @@ def partition_status(partition: Partition, usage: ProcessUsage) -> PartitionStat
         succeeded=totals.succeeded,
         skipped=totals.skipped,
         dead_lettered=totals.dead_lettered,
+        scheduled=totals.scheduled,
+        redelivered=totals.redelivered,
         failures=totals.failures,
         bytes=totals.bytes,
         rate=round(partition.message_rate.per_second, 1),

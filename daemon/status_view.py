@@ -89,6 +89,11 @@ def _dead_letters(status: Status) -> list[RenderableType]:
     if others:
         rest = f"{sum(found.count for found in others):,} dead letters"
         lines.append(_notice(f"{rest} of other topics and errors (kafkasrcd dead-letters list)"))
+    if status.retrying:
+        records = f"{sum(found.count for found in status.retrying):,} records are put aside, to be tried again"
+        most = status.retrying[0]
+        why = f"{most.error} of {most.topic}" if len(status.retrying) == 1 else f"most for {most.error} of {most.topic}"
+        lines.append(_notice(f"{records}: {why} (kafkasrcd dead-letters list --state retrying)"))
     return lines
 
 

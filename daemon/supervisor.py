@@ -17,6 +17,7 @@ from kafkasrcd.daemon.breaker import Breaker
 from kafkasrcd.daemon.broker_watch import BrokerWatch
 from kafkasrcd.daemon.child_processes import ForkServer
 from kafkasrcd.daemon.control_server import ControlServer
+from kafkasrcd.daemon.due_letters import DueLetters
 from kafkasrcd.daemon.handler_pool import HandlerPool
 from kafkasrcd.daemon.lease_keeper import LeaseKeeper
 from kafkasrcd.daemon.lifecycle import State
@@ -50,6 +51,10 @@ _LEAVE_SECONDS: Final = 5.0
 """To leave the group and to end idle handlers: beyond the drain, and inside systemd's TimeoutStopSec."""
 _REJOIN_SECONDS: Final = 10.0
 """Beyond the session timeout, for a member that is out of the group to be in it again."""
+_SUSPICIOUS_SECONDS: Final = 2.0
+"""Outside of the group: a member of one whose broker answers is back sooner."""
+_ENDS_MEMBERSHIP: Final = (KafkaError._FATAL, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID)
+"""``_FATAL`` is how a callback is told of any error that is fatal, as of another member under this one's name."""
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STORE_RETRY_SECONDS: Final = (0.2, 5.0)
 _START_TURN_SECONDS: Final = 5.0
@@ -92,10 +97,13 @@ class Supervisor:
         self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)
         self._assignment = Assignment(settings, self._fork_server, self._recorder, base_directory, schema_directory())
         self._handlers = self._assignment.handlers = HandlerPool(
-            settings, layout, base_directory, self._fork_server, store_url, self._assignment
+            settings, layout, base_directory, self._fork_server, store_url, self._assignment, schema_directory()
         )
-        self._letters = OpenLetters(settings, self._recorder.open_letters)
         self._breaker = Breaker(settings, self._assignment.partitions, self._assignment.pauses.trip)
+        self._due = self._handlers.letters = DueLetters(
+            settings, self._assignment.partitions, self._handlers, self._recorder.due_letters
+        )
+        self._letters = OpenLetters(settings, self._recorder.count_letters)
         self._broker = BrokerWatch(settings.brokers, self._recorder)
         self._control = ControlServer(control_path, self.status, self.stop)
 
@@ -184,8 +192,10 @@ class Supervisor:
                 self._watch_membership(membership)
                 for partition in self._assignment.partitions.values():
                     partition.sample_rates(now)
+                self._assignment.watch(now)
                 self._handlers.watch(now)
                 self._assignment.pauses.watch(store_answers=not recording.store_problem)
+                self._due.watch(store_answers=not recording.store_problem)
                 self._letters.watch(now, store_answers=not recording.store_problem)
                 self._usage.watch(running_pids(self._assignment, self._handlers))
                 self._notifier.status(self._summary())
@@ -249,6 +259,7 @@ class Supervisor:
         self._broker.stop()
         self._letters.stop()
         self._assignment.pauses.stop()
+        self._due.stop()
         self._drain_deadline = Deadline(self._settings.supervisor.drain_timeout_seconds)
         if membership is not None:
             draining = f"draining {len(self._assignment.partitions)} partitions"
@@ -280,7 +291,7 @@ class Supervisor:
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             self._topic_problem = f"{error.str()}: create the topic, or correct topics"
             self._log.repeated("topic_missing", self._topic_problem, same=(error.str(),))
-        elif error.fatal() or code in (KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.FENCED_INSTANCE_ID):
+        elif error.fatal() or code in _ENDS_MEMBERSHIP:
             self.on_membership_ended(f"{error.name()}: {error.str()}")
         else:
             self._log.repeated("group_error", f"{error.name()}: {error.str()}", same=(code,))
@@ -296,6 +307,8 @@ class Supervisor:
         if self._broker.down_since is not None:
             self._outside_from = time.monotonic()
             return
+        if membership.outside_seconds > _SUSPICIOUS_SECONDS:
+            self._broker.suspect("")  # librdkafka has no word for one that keeps its connections and is silent
         outside = min(membership.outside_seconds, time.monotonic() - self._outside_from)
         if self._assignment.assigned_once and outside > session_timeout_ms(self._settings) / 1000 + _REJOIN_SECONDS:
             self.on_membership_ended(f"it has not come back into the group for {outside:.0f} s; start kafkasrcd again")
@@ -319,7 +332,8 @@ class Supervisor:
             total_commits=self._assignment.recording.total_commits,
             partitions=partitions,
             handlers=handlers,
-            dead_letters=self._letters.counts,
+            dead_letters=self._letters.open,
+            retrying=self._letters.retrying,
         )
 
     def _problems(self) -> list[str]:

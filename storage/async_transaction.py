@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import NullPool
 
 from kafkasrcd.errors import StoreError, StoreUnavailable
-from kafkasrcd.storage.dead_letters import DeadLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, Redelivered, StoredLetter
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.sqlite import BEGIN_TO_WRITE, DO_NOT_WAIT, wait_again
 from kafkasrcd.storage.transaction import (
@@ -85,6 +85,23 @@ class AsyncEffectsTransaction:
 
         try:
             await self.call(bury, letter, "connection")
+        except SQLAlchemyError as error:
+            raise self._effects.refused(error) from error
+
+    async def letter(self, letter_id: int) -> StoredLetter | None:
+        """As ``EffectsTransaction.letter``."""
+        connection = await self._begun()
+        async with self._ours():
+            return await connection.run_sync(self._effects.letter, letter_id)
+
+    async def settle_letter(self, redelivered: Redelivered) -> bool:
+        """As ``EffectsTransaction.settle_letter``."""
+
+        async def settle(redelivered: Redelivered, connection: AsyncConnection) -> bool:
+            return await connection.run_sync(self._effects.letters.settle, redelivered)
+
+        try:
+            return bool(await self.call(settle, redelivered, "connection"))
         except SQLAlchemyError as error:
             raise self._effects.refused(error) from error
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.dead_letter_rows import DeadLetterRows
-from kafkasrcd.storage.dead_letters import DeadLetter, LetterCount, LetterFilter, LetterState, StoredLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterCount, LetterFilter, LetterState, Redelivered, StoredLetter
 from kafkasrcd.storage.sql_store import Database
 
 _PAGE: Final = 100
@@ -47,10 +47,16 @@ class DeadLetterStore:
         with self._database.reading() as connection:
             return self._rows.count(connection, wanted)
 
-    def open_counts(self) -> list[LetterCount]:
-        """The open ones, by topic and error, most first."""
+    def counts(self, state: LetterState) -> list[LetterCount]:
+        """Those in ``state``, by topic and error, most first."""
         with self._database.reading() as connection:
-            return self._rows.open_counts(connection)
+            return self._rows.counts(connection, state)
+
+    def settle(self, redelivered: Redelivered) -> bool:
+        """Write down what became of a letter whose record was handled again; survives a power cut. False where someone
+        else has changed it meanwhile."""
+        with self._database.writing(durable=True) as connection:
+            return self._rows.settle(connection, redelivered)
 
     def change(
         self,
@@ -61,12 +67,19 @@ class DeadLetterStore:
         by: str,
         note: str = "",
         seen: str | None = None,
+        due_ms: int | None = None,
     ) -> bool:
         """Bring the letter from one of ``before`` to ``after``; False where it is in none of those, or not there: of
         two who try it, one does. ``seen``: only where its last change is still that of this ``changed_by``, which tells
-        two apart who bring it from a state to the same one."""
+        two apart who bring it from a state to the same one. ``due_ms``: when its record is handled again."""
         with self._database.writing(durable=True) as connection:
-            return self._rows.change(connection, letter_id, before, after, by, note, seen)
+            return self._rows.change(connection, letter_id, before, after, by, note, seen, due_ms)
+
+    def hand_over(self, letter_ids: Sequence[int], before: LetterState, by: str, due_ms: int) -> list[int]:
+        """Have those that are in the state ``before`` replayed, from ``due_ms`` on, by the daemon that has their
+        partition; which they are."""
+        with self._database.writing(durable=True) as connection:
+            return self._rows.hand_over(connection, letter_ids, before, by, due_ms)
 
     def close(self) -> None:
         """Give back connections."""

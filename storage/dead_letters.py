@@ -1,4 +1,4 @@
-"""What a dead letter is: a record that is not handled any more, whole, and why."""
+"""What a dead letter is: a record that is not handled, or not for now, whole, and why."""
 
 from enum import StrEnum
 from typing import Final
@@ -13,6 +13,8 @@ class LetterState(StrEnum):
     """Where a dead letter is. Each change is one transaction."""
 
     OPEN = "open"
+    RETRYING = "retrying"
+    """Put aside for a while, and handled again at its time; not dead yet."""
     REPLAYING = "replaying"
     """Given back to be handled, and not yet known to have been."""
     REPLAYED = "replayed"
@@ -24,7 +26,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     ``timestamp_ms`` is the record's, -1 for none. ``headers`` are encoded as ``Message.encoded_headers``. ``error`` is
     a class's name, ``reason`` its words; ``attempts`` counts those of one process. The other times are milliseconds
-    since 1970.
+    since 1970. ``due_ms``: when it is handled again; None for not by itself.
     """
 
     topic: str
@@ -44,6 +46,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     traceback: str = ""
     schema_id: int | None = None
+    due_ms: int | None = None
 
 
 class StoredLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +60,31 @@ class StoredLetter(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class DueLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter whose record is to be handled again now, and what decides where: its partition, key and offset."""
+
+    id: int
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+
+
+class Redelivered(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a letter whose record was handled again: ``seen`` is what it was before.
+
+    ``failed`` is what it is now, due once more or dead; None where the record was handled. ``forgotten``: a record
+    that is not handled any more leaves nothing behind, being skipped, or kept elsewhere.
+    """
+
+    seen: StoredLetter
+    failed: DeadLetter | None = None
+    forgotten: bool = False
+
+
 class LetterFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which letters; what is None or empty counts for all. ``since_ms``: failed then or later."""
+    """Which letters; what is None or empty counts for all. ``since_ms``: failed then or later; ``has_due``: whether it
+    is handled again by itself; ``changed_by``: last."""
 
     ids: tuple[int, ...] = ()
     topic: str | None = None
@@ -66,6 +92,8 @@ class LetterFilter(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     since_ms: int | None = None
     states: tuple[LetterState, ...] = ()
+    has_due: bool | None = None
+    changed_by: str | None = None
 
 
 class LetterCount(msgspec.Struct, frozen=True):

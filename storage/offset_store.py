@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from kafkasrcd.errors import StoreError
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import DueLetter, LetterCount, LetterState
 from kafkasrcd.storage.intents import Intent
 
 
@@ -140,8 +140,12 @@ class OffsetStore(ABC):
     def history(self, topic_partition: TopicPartition) -> list[tuple[int, int]]:
         """``(at_ms, next_offset)``, milliseconds since 1970, oldest first."""
 
-    def open_letters(self) -> list[LetterCount]:
-        """How many dead letters of this group are open; none where the store keeps none."""
+    def count_letters(self, state: LetterState) -> list[LetterCount]:
+        """How many dead letters of this group are in ``state``; none where the store keeps none."""
+        return []
+
+    def due_letters(self, topic_partitions: Sequence[TopicPartition], most: int) -> list[DueLetter]:
+        """Letters of these partitions whose records are to be handled again now, ``most`` at once."""
         return []
 
     @abstractmethod

@@ -20,6 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
     inspect,
     select,
+    text,
 )
 
 from kafkasrcd.errors import ConfigurationError
@@ -100,10 +101,19 @@ dead_letters = Table(
     Column("changed_ms", BigInteger, nullable=False),
     Column("changed_by", String, nullable=False),
     Column("note", String, nullable=False),
+    # When the record is to be handled again, by whoever has its partition then.
+    Column("due_ms", BigInteger),
     UniqueConstraint(
         "group_id", "topic", "partition", "record_offset", name="kafkasrcd_dead_letters_are_of_one_record"
     ),
     Index("kafkasrcd_dead_letters_by_state", "group_id", "state", "topic"),
+    Index(
+        "kafkasrcd_dead_letters_by_due",
+        "group_id",
+        "due_ms",
+        postgresql_where=text("due_ms IS NOT NULL"),
+        sqlite_where=text("due_ms IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from kafkasrcd.errors import StoreError
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.dead_letter_rows import DeadLetterRows
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import DueLetter, LetterCount, LetterState
 from kafkasrcd.storage.intent_rows import IntentRows
 from kafkasrcd.storage.intents import Intent
 from kafkasrcd.storage.offset_rows import OffsetRows
@@ -94,9 +94,13 @@ class SqlOffsetStore(OffsetStore):
         with self._database.reading() as connection:
             return self._rows.history(connection, topic_partition)
 
-    def open_letters(self) -> list[LetterCount]:
+    def count_letters(self, state: LetterState) -> list[LetterCount]:
         with self._database.reading() as connection:
-            return self._letters.open_counts(connection)
+            return self._letters.counts(connection, state)
+
+    def due_letters(self, topic_partitions: Sequence[TopicPartition], most: int) -> list[DueLetter]:
+        with self._database.reading() as connection:
+            return self._letters.due(connection, topic_partitions, most)
 
     def intents(self) -> list[Intent]:
         with self._database.reading() as connection:

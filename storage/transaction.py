@@ -27,7 +27,7 @@ from kafkasrcd.errors import (
 from kafkasrcd.storage import postgresql, sqlite
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.dead_letter_rows import DeadLetterRows
-from kafkasrcd.storage.dead_letters import DeadLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter, Redelivered, StoredLetter
 from kafkasrcd.storage.offset_rows import OffsetRows
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.turns import Turns
@@ -99,6 +99,14 @@ class Effects:
     def bury(self, letter: DeadLetter, connection: Connection) -> None:
         """As a handler would."""
         self.letters.bury(connection, letter)
+
+    def settle(self, redelivered: Redelivered, connection: Connection) -> bool:
+        """As a handler would."""
+        return self.letters.settle(connection, redelivered)
+
+    def letter(self, connection: Connection, letter_id: int) -> StoredLetter | None:
+        """As the transaction has it."""
+        return next(iter(self.letters.find(connection, LetterFilter(ids=(letter_id,)), 1)), None)
 
     def refused(self, error: SQLAlchemyError) -> DeadLetterRefused:
         """An error of ``bury``: the database is there, and does not take it."""
@@ -282,6 +290,21 @@ class EffectsTransaction:
         """
         try:
             self.call(self._effects.bury, letter, "connection")
+        except SQLAlchemyError as error:
+            raise self._effects.refused(error) from error
+
+    def letter(self, letter_id: int) -> StoredLetter | None:
+        """A letter as this transaction has it."""
+        connection = self._begun()
+        try:
+            return self._effects.letter(connection, letter_id)
+        except SQLAlchemyError as error:
+            raise self._gone(self._effects.explain(error)) from error
+
+    def settle_letter(self, redelivered: Redelivered) -> bool:
+        """Write down what became of a letter, as ``bury`` does; False where it is not as it was seen."""
+        try:
+            return bool(self.call(self._effects.settle, redelivered, "connection"))
         except SQLAlchemyError as error:
             raise self._effects.refused(error) from error
 

@@ -20,6 +20,8 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).parent / "kafkasrcd")
 DEADLINE_SECONDS = 30.0
+HANDLERS = 2
+"""Handler processes of each daemon."""
 
 # A failed member is noticed soon, and the lease stays well below that.
 QUICK_SESSION = (
@@ -56,7 +58,7 @@ class DaemonProcess:
             f"topics={topic}",
             f"handler.target={target}",
             f"handler.path={folder},{ROOT}",
-            "handler.processes=2",
+            f"handler.processes={HANDLERS}",
             "commit_interval_secs=0.5",
             f"store.url=sqlite:///{folder / 'offsets.db'}",
             f"supervisor.control_socket={self.socket}",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import Any, NamedTuple
 
 from kafkasrcd import Deserializer, Message
@@ -40,6 +41,21 @@ class Deadly(Deserializer[str]):
     def prepare(self, raw: bytes) -> bytes:
         if raw == b"deadly":
             os.kill(os.getpid(), signal.SIGSEGV)
+        return raw.upper()
+
+    def build(self, prepared: bytes) -> str:
+        return prepared.decode()
+
+
+class Hanging(Deserializer[str]):
+    """A format whose deserializer never ends for one value, and takes its time for another."""
+
+    def prepare(self, raw: bytes) -> bytes:
+        if raw == b"hang":
+            while True:
+                pass
+        if raw == b"slow":
+            time.sleep(2.5)
         return raw.upper()
 
     def build(self, prepared: bytes) -> str:

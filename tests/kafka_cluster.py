@@ -33,7 +33,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._metadata import ClusterMetadata
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from tests.kafka_broker import KafkaBroker, KafkaFailed, kafka_missing
@@ -222,6 +224,13 @@ class KafkaCluster:
         """Give a topic more partitions, `total` in all, and wait for their leaders."""
         _add_partitions(self.admin, NewPartitions(name, total))
         self.wait_leaders(name, total)
+
+    def configure_topic(self, name: str, config: Mapping[str, str]) -> None:
+        """Change settings of a topic."""
+        entries = [
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()
+        ]
+        _configure(self.admin, ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries))
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic with its records. Brokers learn of it one after another."""
@@ -507,6 +516,9 @@ class _TopicAdmin(Protocol):
     def create_partitions(
         self, new_partitions: list[NewPartitions], *, request_timeout: float
     ) -> dict[str, Future[None]]: ...
+    def incremental_alter_configs(
+        self, resources: list[ConfigResource], *, request_timeout: float
+    ) -> dict[ConfigResource, Future[None]]: ...
     def delete_topics(self, topics: list[str], *, request_timeout: float) -> dict[str, Future[None]]: ...
     def delete_records(
         self, topic_partition_offsets: list[TopicPartition], *, request_timeout: float
@@ -521,6 +533,11 @@ def _create(client: _TopicAdmin, topic: NewTopic) -> None:
 def _add_partitions(client: _TopicAdmin, more: NewPartitions) -> None:
     for added in client.create_partitions([more], request_timeout=REQUEST_DEADLINE_SECONDS).values():
         added.result(REQUEST_DEADLINE_SECONDS)
+
+
+def _configure(client: _TopicAdmin, resource: ConfigResource) -> None:
+    for changed in client.incremental_alter_configs([resource], request_timeout=REQUEST_DEADLINE_SECONDS).values():
+        changed.result(REQUEST_DEADLINE_SECONDS)
 
 
 def _delete(client: _TopicAdmin, topic: str) -> None:

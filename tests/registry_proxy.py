@@ -26,6 +26,7 @@ class RegistryProxy:
         client_ca: Path | None = None,
     ) -> None:
         self.asked: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self.authorization = authorization
         self.answer: tuple[int, bytes, dict[str, str]] | None = None
         self.hold = threading.Event()
@@ -36,6 +37,7 @@ class RegistryProxy:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 proxy.asked.append(self.path)
+                proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
                 proxy.hold.wait(20)
                 status, body, headers = self.forwarded()
                 try:

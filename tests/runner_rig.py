@@ -4,10 +4,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kafkasrcd.message import Message
-from kafkasrcd.settings import CommitStrategy, HandlerSettings, OnFailure, Ordering, Settings, StoreSettings
+from kafkasrcd.settings import CommitStrategy, HandlerSettings, OnFailure, Ordering, Retry, Settings, StoreSettings
 from kafkasrcd.storage.offset_store import WHOLE
 from kafkasrcd.workers import concurrent_runner, sync_runner
 from kafkasrcd.workers.control import Bind, ControlChannel, ControlMessage, Exit, Quarantined, Unbind
@@ -17,6 +18,7 @@ from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.handler_target import HandlerTarget, HandlerTargets
 from kafkasrcd.workers.partition_memory import POSITION, PartitionMemory
 from kafkasrcd.workers.payload import payload_decoder
+from kafkasrcd.workers.redelivery import Redeliveries
 from kafkasrcd.workers.ring import FAILURES, HANDLED, HEAD, PAGE, PROCESSED, SKIPPED, TAIL, RingWriter
 from tests.waiting import wait_until
 
@@ -55,6 +57,7 @@ def settings_of(
     non_retryable: Sequence[str] = (),
     checkpoint_interval_ms: int = 20,
     checkpoint_max_messages: int = 10_000,
+    scheduled: bool = False,
 ) -> Settings:
     return Settings(
         max_retries=max_retries,
@@ -72,6 +75,7 @@ def settings_of(
             concurrency=concurrency,
             threads=threads,
             non_retryable=list(non_retryable),
+            retry=Retry.SCHEDULED if scheduled else Retry.IN_PLACE,
         ),
     )
 
@@ -177,7 +181,8 @@ class Rig:
     def run(self, target: HandlerTarget | None = None) -> None:
         """The runner itself, in this thread; returns when it is told to end."""
         targets = HandlerTargets({}, target or self.target())
-        bindings = HandlerBindings(self.settings, targets, self.channel, self.bell)
+        again = Redeliveries(self.settings, Path(), "")
+        bindings = HandlerBindings(self.settings, targets, self.channel, self.bell, again)
         bindings.commits = commits_of(self.settings, bindings, self.store_url)
         try:
             if self.kind.is_async or self.settings.handler.threads > 1:

@@ -3,13 +3,17 @@
 The daemon's own rows measure a window of a run at full speed, and say nothing about a topic as small as this one.
 """
 
-import msgspec
+from typing import Any
+
+import orjson
 import pytest
+from msgspec import structs
 
 from tests.bench.result import BenchResult, Workload, percentile
-from tests.bench.rows import ROWS, Row
-from tests.bench.topic import fill_with_orders, order_records, zipf
+from tests.bench.rows import ENCODERS, ROWS, Row
+from tests.bench.topic import fill_with_orders, orders, zipf
 from tests.kafka_cluster import KafkaCluster
+from tests.registry_server import RegistryServer
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +37,15 @@ def workload(kafka: KafkaCluster) -> Workload:
     return workload
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
+def raw_rows(*, with_registry: bool) -> list[Any]:
+    return [
         pytest.param(row, id=row.key, marks=[pytest.mark.postgres] if row.needs_postgres else [])
         for row in ROWS
-        if row.key.startswith("raw-")
-    ],
-)
+        if row.key.startswith("raw-") and (row.topic in ENCODERS) is with_registry
+    ]
+
+
+@pytest.mark.parametrize("row", raw_rows(with_registry=False))
 def test_each_raw_row_reads_what_it_was_asked_to(kafka: KafkaCluster, workload: Workload, row: Row) -> None:
     result = row.run(kafka, workload)
     if result.latency_p50_ms is None:
@@ -55,22 +60,29 @@ def test_each_raw_row_reads_what_it_was_asked_to(kafka: KafkaCluster, workload: 
     assert result.peak_memory_mb is None or result.peak_memory_mb > 10
 
 
+@pytest.mark.parametrize("row", raw_rows(with_registry=True))
+def test_each_raw_row_with_a_registry_reads_what_it_was_asked_to(
+    kafka: KafkaCluster, schema_registry: RegistryServer, workload: Workload, topic_name: str, row: Row
+) -> None:
+    fill_with_orders(kafka, topic_name, messages=600, partitions=2, encode=ENCODERS[row.topic](schema_registry))
+    its = structs.replace(workload, topic=topic_name, messages=600, registry_url=schema_registry.url)
+    assert row.run(kafka, its).messages == 600
+
+
 def test_records_are_the_same_each_time_and_as_large_as_promised() -> None:
-    records = list(order_records(1_000))
-    assert records == list(order_records(1_000))
-    assert 235 < sum(len(value) for _, value in records) / 1_000 < 265
-    value = msgspec.json.decode(records[7][1], type=dict[str, object])
-    assert isinstance(value["user"], dict)
+    records = list(orders(1_000))
+    assert records == list(orders(1_000))
+    assert 235 < sum(len(orjson.dumps(order)) for _, order in records) / 1_000 < 265
 
 
 def test_a_few_keys_are_much_busier_than_the_rest() -> None:
-    keys = [key for key, _ in order_records(10_000)]
+    keys = [key for key, _ in orders(10_000)]
     assert 300 < keys.count(b"user-0") < 650
     assert len(set(keys)) > 3_000
 
 
 def test_of_the_keys_of_handlers_that_wait_none_is_busy() -> None:
-    keys = [key for key, _ in order_records(100_000, draw_user=zipf())]
+    keys = [key for key, _ in orders(100_000, draw_user=zipf())]
     assert 25 < keys.count(b"user-0") < 90
     assert keys.count(b"user-0") > keys.count(b"user-99")
 

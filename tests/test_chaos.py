@@ -5,19 +5,26 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import pytest
 
+from kafkasrcd.daemon.status import PartitionStatus, Status, WorkerStatus
 from kafkasrcd.settings import CommitStrategy, Ordering
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterState, StoredLetter
 from tests.chaos.daemon_log import defects
 from tests.chaos.disturbance import Disturbance
 from tests.chaos.excuses import COMMIT_SECONDS, Excuse, Excuses
 from tests.chaos.fault import LANE_OF, FaultKind, Role
 from tests.chaos.handling import Handling
-from tests.chaos.payment import Payment
+from tests.chaos.letters import judge_letters, letter_troubles
+from tests.chaos.payment import DIED, LETTER_ERRORS, Flaw, Payment
 from tests.chaos.plan import draw_plan
+from tests.chaos.producer import PER_10_000
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
 from tests.chaos.storm import Storm
+from tests.chaos.sums import TURN_RECORDS, Rules, SumsWatch, at_rest, imbalance, lot_differences
 from tests.chaos.verdict import differences, judge
 from tests.kafka_cluster import KafkaCluster
 from tests.ledger import Coordinate
@@ -45,6 +52,8 @@ def _weather(
     print("\n".join(report.lines()))
     assert not report.troubles, "\n".join(report.lines())
     assert report.messages > 1_000
+    assert report.letters > 20
+    assert report.sums > 50
     assert report.injected.total() > 10
 
 
@@ -165,6 +174,261 @@ def test_a_wrong_balance_is_found() -> None:
     assert len(differences({"a": 1, "b": 2, "c": 0}, {"b": 3, "d": 1})) == 3
 
 
+# ── The dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def flawed() -> dict[Coordinate, Payment]:
+    """A payment with each flaw, at the offset that is its number."""
+    return {Coordinate(0, n): Payment(n, "account-1", 10, flaw) for n, flaw in enumerate(Flaw)}
+
+
+def _letter(payment: Payment, *, offset: int | None = None, **fields: Any) -> StoredLetter:
+    whole: dict[str, Any] = {
+        "topic": "payments",
+        "partition": 0,
+        "offset": payment.number if offset is None else offset,
+        "timestamp_ms": 0,
+        "key": payment.key,
+        "value": payment.value,
+        "headers": None,
+        "value_format": "json",
+        "error": LETTER_ERRORS.get(payment.flaw, ""),
+        "reason": "",
+        "attempts": 3,
+        "first_failed_ms": 0,
+        "last_failed_ms": 0,
+        "host": "",
+        "version": "",
+    }
+    return StoredLetter(id=1, state=LetterState.OPEN, changed_ms=0, letter=DeadLetter(**{**whole, **fields}))
+
+
+def _letters_of(flawed: dict[Coordinate, Payment]) -> list[StoredLetter]:
+    return [_letter(payment) for payment in flawed.values() if payment.flaw in LETTER_ERRORS]
+
+
+def test_a_storm_has_every_flaw_and_few_of_them() -> None:
+    assert PER_10_000.keys() == set(Flaw) - {Flaw.NONE}
+    assert sum(PER_10_000.values()) < 200
+
+
+def test_each_payment_has_a_value_of_its_own_and_is_read_back_but_for_what_is_unreadable() -> None:
+    for flaw in Flaw:
+        payment = Payment(7, "account-1", 10, flaw)
+        assert b'"number":7,' in payment.value
+        if flaw is not Flaw.UNREADABLE:
+            assert msgspec.json.decode(payment.value, type=Payment) == payment
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(Payment(7, "account-1", 10, Flaw.UNREADABLE).value)
+
+
+def test_the_letters_that_there_must_be_are_found_good(flawed: dict[Coordinate, Payment]) -> None:
+    found = judge_letters(flawed, _letters_of(flawed))
+    assert found.payments == {where: each for where, each in flawed.items() if each.flaw in LETTER_ERRORS}
+    assert not any(found[1:])
+
+
+def test_a_missing_letter_is_found(flawed: dict[Coordinate, Payment]) -> None:
+    for gone in _letters_of(flawed):
+        where = Coordinate(0, gone.letter.offset)
+        left = [each for each in _letters_of(flawed) if each != gone]
+        assert judge_letters(flawed, left).missing == [where]
+        unplaced = [flawed[where]]
+        placed = {at: payment for at, payment in flawed.items() if at != where}
+        assert judge_letters(placed, left, unplaced).missing == unplaced
+        assert not any(judge_letters(placed, _letters_of(flawed), unplaced)[1:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("wrong", {"error": "KeyError"}),
+        ("wrong", {"key": None}),
+        ("foreign", {"value": None}),
+        ("foreign", {"value": b'{"number":1}'}),
+        ("foreign", {"offset": 77}),
+        ("foreign", {"partition": 1}),
+    ],
+)
+def test_a_letter_that_is_not_as_it_was_produced_is_found(
+    flawed: dict[Coordinate, Payment], kind: str, change: dict[str, Any]
+) -> None:
+    letters = _letters_of(flawed)
+    letters[0] = _letter(flawed[Coordinate(0, letters[0].letter.offset)], **change)
+    found = judge_letters(flawed, letters)
+    assert len(getattr(found, kind)) == 1
+    assert not any(found._replace(payments={}, missing=[], **{kind: []}))
+
+
+def test_a_letter_that_is_there_twice_or_not_open_is_found(flawed: dict[Coordinate, Payment]) -> None:
+    letters = _letters_of(flawed)
+    assert len(judge_letters(flawed, [*letters, letters[0]]).wrong) == 1
+    letters[0] = msgspec.structs.replace(letters[0], state=LetterState.REPLAYED)
+    assert len(judge_letters(flawed, letters).wrong) == 1
+
+
+def test_a_letter_of_a_good_payment_is_found(flawed: dict[Coordinate, Payment]) -> None:
+    for flaw in (Flaw.NONE, Flaw.REFUSED_ONCE):
+        (good,) = (payment for payment in flawed.values() if payment.flaw is flaw)
+        letters = _letters_of(flawed)
+        assert len(judge_letters(flawed, [*letters, _letter(good, error="KeyError")]).undeserved) == 1
+        blamed = judge_letters(flawed, [*letters, _letter(good, error=DIED)])
+        assert [each.letter.offset for each in blamed.quarantined] == [good.number]
+        assert not blamed.undeserved
+
+
+def test_what_is_handled_and_dead_lettered_is_found_and_what_is_either_is_not_lost(ledger: Ledger) -> None:
+    where = Coordinate(0, 11)
+    letters = {where: ledger.produced[where]}
+    assert judge(ledger.produced, ledger.handlings, Ordering.PARTITION, letters=letters).both == [where]
+    del ledger.handlings[11]
+    assert not any(judge(ledger.produced, ledger.handlings, Ordering.PARTITION, letters=letters))
+
+
+def test_a_letter_of_a_payment_whose_place_nobody_knows_is_not_foreign(ledger: Ledger) -> None:
+    payment = ledger.produced.pop(Coordinate(0, 11))
+    del ledger.handlings[11]
+    unplaced = {payment.number: payment}
+    letters = {Coordinate(0, 11): payment}
+    assert not any(judge(ledger.produced, ledger.handlings, Ordering.PARTITION, unplaced, letters))
+    assert judge(ledger.produced, ledger.handlings, Ordering.PARTITION, {}, letters).foreign == [Coordinate(0, 11)]
+
+
+def test_a_good_payment_is_blamed_only_for_deaths_that_the_storm_made() -> None:
+    kills = [_fault(FaultKind.KILL, Role.HANDLER, second, second) for second in (1, 2, 3)]
+    at_ns = 4 * 10**9
+    assert Excuses(kills, []).of_quarantine(3, at_ns)
+    assert not Excuses(kills, []).of_quarantine(4, at_ns)
+    assert not Excuses(kills, []).of_quarantine(3, at_ns - 2 * 10**9)
+    assert not Excuses([*kills[:2], kills[2]._replace(daemon=1)], []).of_quarantine(3, at_ns)
+    assert not Excuses([*kills[:2], kills[2]._replace(role=Role.WORKER)], []).of_quarantine(3, at_ns)
+
+
+def test_a_good_payment_may_be_done_and_blamed_where_its_process_was_killed_three_times(
+    flawed: dict[Coordinate, Payment],
+) -> None:
+    good = flawed[Coordinate(0, 0)]
+    letters = judge_letters(flawed, [*_letters_of(flawed), _letter(good, error=DIED, last_failed_ms=2**50)])
+    kills = [_fault(FaultKind.KILL, Role.HANDLER, second, second) for second in (1, 2, 3)]
+    here = Coordinate(0, 0)
+    assert not letter_troubles(letters, [here], Excuses(kills, []), undone=False)
+    assert len(letter_troubles(letters, [here], Excuses(kills, []), undone=True)) == 1
+    assert len(letter_troubles(letters, [Coordinate(0, 1)], Excuses(kills, []), undone=False)) == 1
+    assert len(letter_troubles(letters, [here], Excuses(kills[:2], []), undone=False)) == 1
+
+
+# ── The counts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ONE_SLOT = Rules(slots=1, rolls_back=False, retries=2)
+TWO_SLOTS = ONE_SLOT._replace(slots=2)
+ROLLING_BACK = ONE_SLOT._replace(rolls_back=True)
+
+
+def _status(
+    messages: int = 100,
+    succeeded: int = 90,
+    dead_lettered: int = 4,
+    skipped: int = 1,
+    *,
+    position: int | None = 100,
+    processed: int | None = 95,
+    failures: int = 0,
+) -> PartitionStatus:
+    """With 5 in flight, by its counts and by its offsets."""
+    return PartitionStatus(
+        topic="payments",
+        partition=0,
+        state="running",
+        since_ms=0,
+        problem="",
+        assignment_epoch=1,
+        handlers=[0],
+        position=position,
+        processed=processed,
+        committed=None,
+        high_watermark=None,
+        lag=None,
+        messages=messages,
+        succeeded=succeeded,
+        skipped=skipped,
+        dead_lettered=dead_lettered,
+        failures=failures,
+        bytes=0,
+        rate=0.0,
+        bytes_rate=0.0,
+        last_commit_ms=None,
+        worker=WorkerStatus(pid=1, restarts=0, cpu_percent=0.0, rss_bytes=0),
+    )
+
+
+@pytest.mark.parametrize("rules", [ONE_SLOT, TWO_SLOTS, ROLLING_BACK])
+def test_counts_that_add_up_are_found_good_also_while_they_move(rules: Rules) -> None:
+    still = _status()
+    assert imbalance(still, still, rules) is None
+    later = _status(150, 140, position=150, processed=145)
+    assert imbalance(still, later, rules) is None
+    unknown = _status(0, 0, 0, 0, position=None, processed=None)
+    assert imbalance(unknown, still, rules) is None
+    assert imbalance(still, unknown, rules) is None
+    assert imbalance(still, _status(succeeded=90 - TURN_RECORDS), rules) is None, "a turn that is not counted yet"
+
+
+def test_a_record_that_is_counted_twice_or_not_at_all_is_found() -> None:
+    twice_finished = _status(succeeded=91)
+    assert imbalance(twice_finished, twice_finished, ONE_SLOT)
+    assert not imbalance(twice_finished, twice_finished, TWO_SLOTS), "one may be finished behind the prefix"
+    assert not imbalance(twice_finished, twice_finished, ROLLING_BACK)
+    more_than_all = _status(succeeded=96)
+    assert imbalance(more_than_all, more_than_all, TWO_SLOTS)
+    for rules in (ONE_SLOT, TWO_SLOTS, ROLLING_BACK):
+        forgotten = _status(succeeded=90 - TURN_RECORDS * rules.slots - 1)
+        assert imbalance(forgotten, forgotten, rules)
+        consumed_twice = _status(messages=100 + TURN_RECORDS * rules.slots + 1)
+        assert imbalance(consumed_twice, consumed_twice, rules)
+
+
+def test_what_is_in_flight_at_rest_is_found() -> None:
+    assert not at_rest([_status(95)], ONE_SLOT)
+    assert len(at_rest([_status(96), _status(95)], ONE_SLOT)) == 1
+    assert len(at_rest([_status(94)], ONE_SLOT)) == 1
+    assert len(at_rest([_status(96)], ROLLING_BACK)) == 1
+    assert not at_rest([_status(94)], ROLLING_BACK), "what was rolled back has counted again"
+
+
+def test_a_lot_that_is_counted_otherwise_than_it_is_is_found() -> None:
+    lot = {0: [Payment(number, "account-1", 10, flaw) for number, flaw in enumerate(Flaw) if flaw is not Flaw.DEADLY]}
+    before = {0: _status(95)}
+    after = {0: _status(100, 92, 7, failures=6)}
+    assert not lot_differences(before, after, lot, ONE_SLOT)
+    for wrong in (
+        _status(101, 92, 7, failures=6),
+        _status(100, 93, 7, failures=6),
+        _status(100, 92, 8, failures=6),
+        _status(100, 92, 7, 2, failures=6),
+        _status(100, 92, 7, failures=7),
+    ):
+        assert len(lot_differences(before, {0: wrong}, lot, ONE_SLOT)) == 1
+    assert len(lot_differences(before, after, {}, ONE_SLOT)) == 1
+
+
+def test_only_counts_of_one_epoch_of_one_process_are_compared() -> None:
+    def status(pid: int, **changes: Any) -> Status:
+        partition = msgspec.structs.replace(_status(succeeded=200), **changes)
+        return Status(
+            kafkasrcd="", group_id="", state="running", pid=pid, started_ms=0, now_ms=0, problems=[], rebalances=0,
+            total_commits=0, partitions=[partition], handlers=[],
+        )  # fmt: skip
+
+    watch = SumsWatch([], ONE_SLOT)
+    watch.compare(0, status(1), status(2))
+    watch.compare(0, status(1), status(1, assignment_epoch=2))
+    assert (watch.compared, watch.troubles) == (0, [])
+    watch.compare(0, status(1), status(1))
+    assert watch.compared == len(watch.troubles) == 1
+    assert "partition 0 of daemon a, epoch 1: " in watch.troubles[0]
+
+
 # ── What explains a repeat ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -264,3 +528,7 @@ def test_a_defect_in_a_log_is_found() -> None:
     assert not defects(good)
     assert len(defects(good + '\n{"event":"defect","level":"error","time":"","message":"","traceback":"T"}')) == 1
     assert len(defects(good + "\nTraceback (most recent call last):\n  File")) == 1
+    raised = '{"event":"handler_failed","level":"error","message":"handle raised %s at t[0]@1: no","traceback":"T"}'
+    assert not defects(raised % "PaymentRefused")
+    assert not defects(raised % "Reject")
+    assert len(defects(raised % "OperationalError")) == 1

@@ -95,7 +95,7 @@ def test_what_is_asked_for(store: DeadLetterStore) -> None:
     assert offsets(LetterFilter(since_ms=9_000)) == [4]
     assert offsets(LetterFilter(ids=(ids[0], ids[2], 10_000))) == [1, 3]
     assert offsets(LetterFilter(states=(LetterState.DISCARDED,))) == []
-    assert store.open_counts() == [
+    assert store.counts(LetterState.OPEN) == [
         LetterCount("orders", "ValueError", 2),
         LetterCount("bills", "ValueError", 1),
         LetterCount("orders", "KeyError", 1),
@@ -116,7 +116,7 @@ def test_of_two_who_change_a_letter_one_does(store: DeadLetterStore) -> None:
     assert not store.change(found.id, [LetterState.OPEN], LetterState.REPLAYING, by="ops")
     (found,) = store.find(LetterFilter(states=(LetterState.DISCARDED,)))
     assert (found.changed_by, found.note) == ("ops", "a test order")
-    assert store.open_counts() == []
+    assert store.counts(LetterState.OPEN) == []
 
 
 def test_no_text_is_refused(store: DeadLetterStore) -> None:

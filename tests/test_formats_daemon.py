@@ -1,5 +1,6 @@
 """Formats in a real daemon, on a real broker and a real registry: what is read, what is waited for, what is refused."""
 
+import base64
 import json
 import subprocess
 from pathlib import Path
@@ -11,13 +12,14 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from kafkasrcd.storage.dead_letters import LetterFilter
+from kafkasrcd.storage.dead_letters import DeadLetter, LetterFilter
 from kafkasrcd.storage.opening import open_dead_letters
 from tests.daemon_process import COMMAND, ROOT, DaemonProcess
 from tests.format_handlers import Kept
 from tests.kafka_cluster import KafkaCluster, Record
 from tests.registry_proxy import RegistryProxy
 from tests.registry_server import RegistryServer
+from tests.token_server import TokenServer
 from tests.waiting import wait_until
 
 USER = {"type": "record", "name": "User", "fields": [{"name": "name", "type": "string"}]}
@@ -29,14 +31,16 @@ def topic(kafka: KafkaCluster, topic_name: str) -> str:
     return topic_name
 
 
-def daemon(kafka: KafkaCluster, topic: str, folder: Path, *settings: str, target: str = "keep") -> DaemonProcess:
+def daemon(
+    kafka: KafkaCluster, topic: str, folder: Path, *settings: str, target: str = "keep", **environment: str
+) -> DaemonProcess:
     return DaemonProcess(
         folder,
         kafka.bootstrap,
         topic,
         f"tests.format_handlers:{target}",
         settings=("handler.on_failure=skip", *settings),
-        environment={"XDG_STATE_HOME": str(folder / "state")},
+        environment={"XDG_STATE_HOME": str(folder / "state"), **environment},
     )
 
 
@@ -44,6 +48,15 @@ def kept(folder: Path) -> list[Kept]:
     """What handlers wrote down, by partition and offset."""
     lines = [line for path in folder.glob("kept-*") for line in path.read_text().splitlines()]
     return sorted((Kept(*eval(line)) for line in lines), key=lambda each: each[:3])
+
+
+def letters(folder: Path, topic: str) -> list[DeadLetter]:
+    """The dead letters, by offset."""
+    store = open_dead_letters(f"sqlite:///{folder / 'offsets.db'}", topic, 5_000)
+    try:
+        return sorted((each.letter for each in store.find(LetterFilter())), key=lambda letter: letter.offset)
+    finally:
+        store.close()
 
 
 def wait_kept(folder: Path, count: int) -> list[Kept]:
@@ -104,13 +117,9 @@ def test_dead_letters_have_what_kafka_has(
     settings = ("value_format=avro", "key_format=avro", f"schema_registry.url={schema_registry.url}")
     with daemon(kafka, topic, tmp_path, *settings, "handler.on_failure=dead_letter", "max_retries=0") as running:
         running.wait_caught_up({0: 4, 1: 0})
-    store = open_dead_letters(f"sqlite:///{tmp_path / 'offsets.db'}", topic, 5_000)
-    try:
-        letters = sorted((each.letter for each in store.find(LetterFilter())), key=lambda letter: letter.offset)
-    finally:
-        store.close()
-    assert [(letter.key, letter.value) for letter in letters] == records[:3]
-    assert [letter.reason.partition(":")[0] for letter in letters[:2]] == ["cannot be deserialized"] * 2
+    found = letters(tmp_path, topic)
+    assert [(letter.key, letter.value) for letter in found] == records[:3]
+    assert [letter.reason.partition(":")[0] for letter in found[:2]] == ["cannot be deserialized"] * 2
     assert [each.payload for each in kept(tmp_path)] == [{"name": "ann"}]
 
 
@@ -154,6 +163,35 @@ def test_a_registry_that_is_away_is_waited_for_with_what_it_alone_knows(
     assert [(each.partition, each.offset) for each in records] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
 
 
+def test_a_token_that_cannot_be_had_is_waited_for(
+    kafka: KafkaCluster, schema_registry: RegistryServer, topic: str, tmp_path: Path
+) -> None:
+    kafka.produce(topic, [Record(0, None, avro(schema_registry, topic, {"name": "ann"}))])
+    known = "Basic " + base64.b64encode(b"orders:hunter2").decode()
+    with TokenServer(known) as tokens, RegistryProxy(schema_registry.url) as proxy:
+        tokens.answer = (503, b"")
+        settings = (
+            "value_format=avro",
+            f"schema_registry.url={proxy.url}",
+            f"schema_registry.bearer_issuer_endpoint_url={tokens.url}",
+            "schema_registry.bearer_client_id=orders",
+            "schema_registry.bearer_client_secret=${env:SECRET}",
+        )
+        with daemon(kafka, topic, tmp_path, *settings, SECRET="hunter2") as running:
+            status = running.wait_status(
+                lambda status: any(each.problem for each in status.partitions), "a partition that waits"
+            )
+            assert status.partitions[0].problem.startswith(
+                f"offset 0: its schema is waited for: the token endpoint {tokens.url} answers 503"
+            )
+            tokens.answer = None
+            wait_kept(tmp_path, 1)
+            log = running.log_text()
+        assert {each["authorization"] for each in proxy.headers} == {f"Bearer token-{len(tokens.asked)}"}
+    assert "hunter2" not in log
+    assert "token-" not in log
+
+
 def test_a_format_of_one_s_own_and_string_keys(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
     kafka.produce(
         topic, [Record(0, b"k", b"a"), Record(0, b"\xff", b"b"), Record(0, None, b"\xff"), Record(0, b"", b"")]
@@ -183,6 +221,60 @@ def test_a_record_that_ends_its_worker_is_refused_after_so_many_deaths(
     assert skipped[0].endswith(
         "@1 is skipped: cannot be deserialized: its deserializer ended the worker 2 times, last with SIGSEGV"
     )
+
+
+@pytest.mark.parametrize("ordering", ["partition", "key"])
+def test_a_record_whose_preparing_never_ends_is_refused_with_the_stacks(
+    kafka: KafkaCluster, topic: str, tmp_path: Path, ordering: str
+) -> None:
+    values = [b"a", b"hang", b"b", b"hang", b"c"]
+    kafka.produce(topic, [Record(0, None, value) for value in values])
+    kafka.produce(topic, [Record(1, None, b"other")])
+    settings = (
+        "value_format=custom:tests.format_handlers:Hanging",
+        "handler.on_failure=dead_letter",
+        "handler.crash_attempts=2",
+        "handler.timeout_seconds=1",
+        f"handler.ordering={ordering}",
+    )
+    with daemon(kafka, topic, tmp_path, *settings) as running:
+        running.wait_caught_up({0: 5, 1: 1})
+        hung = running.events("worker_hung")
+        assert running.terminate() == 0
+    assert [(each.partition, each.payload) for each in kept(tmp_path)] == [(0, "A"), (0, "B"), (0, "C"), (1, "OTHER")]
+    assert sorted(event["offset"] for event in hung) == [1, 1, 3, 3]
+    assert all("format_handlers.py" in event["message"] and " in prepare" in event["message"] for event in hung)
+    found = letters(tmp_path, topic)
+    assert [(each.offset, each.value, each.error, each.attempts) for each in found] == [
+        (1, b"hang", "WorkerTimeout", 2),
+        (3, b"hang", "WorkerTimeout", 2),
+    ]
+    assert found[0].reason.endswith("its deserializer ended the worker 2 times, last by taking longer than 1 s")
+    assert all("format_handlers.py" in each.traceback for each in found)
+
+
+def test_a_registry_that_is_waited_for_and_a_preparing_that_takes_its_time_are_no_hang(
+    kafka: KafkaCluster, topic: str, tmp_path: Path
+) -> None:
+    kafka.produce(topic, [Record(0, None, b"slow"), Record(0, None, b"a")])
+    with RegistryProxy("http://127.0.0.1:9") as proxy:
+        kafka.produce(topic, [Record(1, b"\0\0\0\0\7", b"a")])
+        settings = (
+            "value_format=custom:tests.format_handlers:Hanging",
+            "key_format=avro",
+            f"schema_registry.url={proxy.url}",
+            "handler.timeout_seconds=4",
+        )
+        with daemon(kafka, topic, tmp_path, *settings) as running:
+            wait_kept(tmp_path, 2)
+            waiting = running.wait_status(
+                lambda status: any("its schema is waited for" in each.problem for each in status.partitions), "it waits"
+            )
+            pid = waiting.partitions[1].worker.pid
+            wait_until(lambda: len(proxy.asked) > 6, 30, "questions for more than 6 s")
+            status = running.status()
+            assert status.partitions[1].worker.pid == pid
+            assert running.events("worker_hung") == []
 
 
 def test_config_check_asks_the_registry(
@@ -226,6 +318,30 @@ def test_a_topic_met_by_a_regular_expression_whose_format_does_not_fit_is_refuse
         running.wait_caught_up({0: 1, 1: 0})
         (undecodable,) = running.events("record_undecodable")
     assert "no value of format string can be read as int" in undecodable["message"]
+
+
+def test_what_is_empty_is_not_what_is_missing(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
+    records = [
+        Record(0, b"", b"", [("", b"")]),
+        Record(0, None, None, []),
+        Record(0, b"k", b"v", [("h", None), ("h", b""), ("g", b"1"), ("h", None)]),
+    ]
+    kafka.produce(topic, records)
+    kafka.produce(topic, [Record(1, None, b""), Record(1, None, b"1")])
+    with daemon(kafka, topic, tmp_path, f"formats.{topic}.value_format=bytes", "key_format=bytes") as running:
+        found = wait_kept(tmp_path, 5)
+        running.wait_caught_up({0: 3, 1: 2})
+    assert [each[3:] for each in found[:3]] == [(each.key, each.value, tuple(each.headers or ())) for each in records]
+    assert [each.payload for each in found[3:]] == [b"", b"1"]
+
+
+def test_an_empty_value_is_no_json_and_a_missing_one_is_none(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
+    kafka.produce(topic, [Record(0, None, b""), Record(0, None, None), Record(0, None, b"null")])
+    with daemon(kafka, topic, tmp_path) as running:
+        running.wait_caught_up({0: 3, 1: 0})
+        (undecodable,) = running.events("record_undecodable")
+    assert undecodable["offset"] == 0
+    assert [(each.offset, each.payload) for each in kept(tmp_path)] == [(1, None), (2, None)]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

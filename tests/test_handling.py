@@ -23,6 +23,7 @@ from kafkasrcd.workers import batch, concurrent_runner, cursor, handler_bindings
 from kafkasrcd.workers.commits import Commits
 from kafkasrcd.workers.control import RecordFailed, RingBroken
 from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.dead_letter_sink import DeadLetterSink
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.frame import Columns, RecordError, encode_frame
 from kafkasrcd.workers.ring import PAGE, READER_WAITING
@@ -313,7 +314,14 @@ def test_an_attempt_waits_twice_as_long_as_the_one_before(make_rig: MakeRig) -> 
     rig = make_rig(PLAIN_SINGLE, settings_of(max_retries=50, backoff_ms=1_000, backoff_max_ms=5_000))
     partition = rig.partition()
     descriptors = [os.dup(partition.memory.fd), os.dup(partition.bell)]
-    opened = PartitionCursor(rig.settings, rig.target(), partition.bind, descriptors, Commits(print), EventLog("test"))
+    opened = PartitionCursor(
+        rig.settings,
+        rig.target(),
+        partition.bind,
+        descriptors,
+        Commits(DeadLetterSink(rig.settings, "")),
+        EventLog("test"),
+    )
     waits: list[float] = []
     for _ in range(40):
         backoff_ns = opened.raised([7], ValueError("again"))

@@ -89,6 +89,7 @@ def test_worker_joins_nothing_commits_nothing_and_reads_fast_in_little_memory() 
         "auto.offset.reset": "error",
         "queued.max.messages.kbytes": 2_048,
         "fetch.queue.backoff.ms": 10,
+        "receive.message.max.bytes": 2_147_483_647,
         "log.connection.close": False,
     }
     for protocol in GroupProtocol:
@@ -133,6 +134,7 @@ def test_everything_that_is_set_here_is_protected_or_tuning() -> None:
         "max.poll.interval.ms",
         "queued.max.messages.kbytes",
         "fetch.queue.backoff.ms",
+        "receive.message.max.bytes",
     }
     for config in (member_config(settings(SupervisorSettings(group_instance_id="a"))), worker_config(settings())):
         assert {name for name in config if protected_reason(name) is None} <= tuning

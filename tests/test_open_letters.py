@@ -10,7 +10,7 @@ from kafkasrcd.daemon.status import PartitionStatus, Status, WorkerStatus
 from kafkasrcd.daemon.status_view import status_view
 from kafkasrcd.errors import StoreUnavailable
 from kafkasrcd.settings import HandlerSettings, OnFailure, Settings, StoreSettings
-from kafkasrcd.storage.dead_letters import LetterCount
+from kafkasrcd.storage.dead_letters import LetterCount, LetterState
 from kafkasrcd.storage.memory_store import MemoryOffsetStore
 
 FOUND = [LetterCount("orders", "ValueError", 3)]
@@ -23,7 +23,9 @@ class Store:
         self.asked = 0
         self.answer: list[LetterCount] | None = FOUND
 
-    async def open_letters(self) -> list[LetterCount]:
+    async def count_letters(self, state: LetterState) -> list[LetterCount]:
+        if state is not LetterState.OPEN:
+            return []
         self.asked += 1
         if self.answer is None:
             raise StoreUnavailable("away")
@@ -39,17 +41,17 @@ async def _turn(letters: OpenLetters, now: float, *, store_answers: bool = True)
 def test_they_are_looked_up_every_10_seconds_and_a_store_that_is_away_changes_nothing() -> None:
     async def run() -> None:
         store = Store()
-        letters = OpenLetters(Settings(), store.open_letters)
+        letters = OpenLetters(Settings(), store.count_letters)
         now = asyncio.get_running_loop().time()
         await _turn(letters, now)
-        assert (store.asked, letters.counts) == (1, FOUND)
+        assert (store.asked, letters.open) == (1, FOUND)
         await _turn(letters, now + 5)
         assert store.asked == 1
         await _turn(letters, now + 15, store_answers=False)
         assert store.asked == 1
         store.answer = None
         await _turn(letters, now + 15)
-        assert (store.asked, letters.counts) == (2, FOUND)
+        assert (store.asked, letters.open) == (2, FOUND)
         letters.stop()
 
     asyncio.run(run())
@@ -67,15 +69,15 @@ def test_they_are_looked_up_every_10_seconds_and_a_store_that_is_away_changes_no
 def test_nobody_is_asked_where_the_store_keeps_none(settings: Settings) -> None:
     async def run() -> None:
         store = Store()
-        letters = OpenLetters(settings, store.open_letters)
+        letters = OpenLetters(settings, store.count_letters)
         await _turn(letters, asyncio.get_running_loop().time())
-        assert (store.asked, letters.counts) == (0, [])
+        assert (store.asked, letters.open) == (0, [])
 
     asyncio.run(run())
 
 
 def test_the_memory_store_has_none() -> None:
-    assert MemoryOffsetStore("billing").open_letters() == []
+    assert MemoryOffsetStore("billing").count_letters(LetterState.OPEN) == []
 
 
 def shown(status: Status, width: int) -> str:

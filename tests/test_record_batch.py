@@ -1,6 +1,6 @@
 """From librdkafka's messages to frames: nothing lost, nothing out of order, nothing that a ring cannot carry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kafkasrcd.message import Message
 from kafkasrcd.settings import SupervisorSettings
-from kafkasrcd.workers.frame import Columns, EncodedFrame, decode_frame
+from kafkasrcd.workers.frame import Columns, EncodedFrame, RecordError, decode_frame
 from kafkasrcd.workers.record_batch import columns_of, hand_off
 from kafkasrcd.workers.ring import PAGE, largest_payload
 
@@ -149,7 +149,7 @@ def too_large(message: KafkaMessage, largest: int) -> str:
     """The reason that is handed off in place of ``message``."""
     (columns,) = handed_off([message], largest).columns
     (error,) = columns.errors
-    assert (error.index, error.error) == (0, "RecordTooLarge")
+    assert (error.index, error.error, error.left_out) == (0, "RecordTooLarge", True)
     assert list(columns.values) == [None]
     return error.reason
 
@@ -171,6 +171,21 @@ def test_what_the_error_says_to_set_is_accepted_and_enough(where: str, size: int
     advised = int(reason.split("set it to ")[1].split()[0])
     settings = msgspec.convert({"ring_bytes": advised}, SupervisorSettings)
     assert handed_off([message], largest_payload(settings.ring_bytes)).columns[0].errors == ()
+
+
+def test_a_record_that_is_refused_and_too_large_keeps_its_reason_where_that_fits() -> None:
+    ring = Ring()
+    stacks = 'File "formats.py", line 3 in prepare'
+
+    def refusing(error: RecordError) -> Callable[[Columns], Columns]:
+        return lambda columns: msgspec.structs.replace(columns, values=[None], raws=columns.values, errors=[error])
+
+    message = kafka_message(7, bytes(2_000))
+    hand_off([message], 1_000, ring.publish, refusing(RecordError(0, "WorkerTimeout", "it hung", 3, stacks)))
+    hand_off([message], 1_000, ring.publish, refusing(RecordError(0, "WorkerTimeout", "it hung", 3, stacks * 100)))
+    (refused,), (too_large,) = (columns.errors for columns in ring.columns)
+    assert refused == RecordError(0, "WorkerTimeout", "it hung", 3, stacks, left_out=True)
+    assert (too_large.error, too_large.left_out) == ("RecordTooLarge", True)
 
 
 def test_neighbours_of_a_record_too_large_are_not_touched() -> None:
@@ -206,5 +221,5 @@ def test_what_was_made_of_a_record_may_be_too_large_for_a_frame_that_carries_the
     first, second = ring.columns
     assert (list(first.values), list(first.raws or ())) == ([None], [b"small"])
     assert list(first.keys or ()) == [b"key"]
-    assert [error.error for error in first.errors] == ["RecordTooLarge"]
+    assert [(error.error, error.left_out) for error in first.errors] == [("RecordTooLarge", False)]
     assert list(second.offsets) == [8]

@@ -423,6 +423,21 @@ def test_protobuf_registered_as_text(
     assert wrong == Bad("ValueError: its header names message [10] of its schema, which has no such one")
 
 
+def test_protobuf_evolves_and_each_record_is_read_by_its_own_schema(
+    schema_registry: RegistryServer, subject: str
+) -> None:
+    text = 'syntax = "proto3"; message Order { Line line = 1; } message Line { int64 id = 1; %s}'
+    old = schema_registry.register(f"{subject}-old", text % "", "PROTOBUF")
+    new = schema_registry.register(f"{subject}-new", text % "string name = 2; repeated string tags = 3; ", "PROTOBUF")
+    line = b"\x08\x07"
+    raw_old = b"\0" + old.to_bytes(4) + b"\0\n\2" + line
+    raw_new = b"\0" + new.to_bytes(4) + b"\0\n\x08" + line + b"\x12\x01a\x1a\x01t"
+    without, whole = {"line": {"id": 7}}, {"line": {"id": 7, "name": "a", "tags": ["t"]}}
+    url = schema_registry.url
+    assert Travel(value_format="protobuf", registry=url)(raw_old, raw_new) == [without, whole]
+    assert Travel(value_format="protobuf", registry=url)(raw_new, raw_old) == [whole, without]
+
+
 def test_protobuf_from_a_file(generated: tuple[Path, Any]) -> None:
     folder, module = generated
     (order,) = (path.name for path in folder.glob("order*.proto"))

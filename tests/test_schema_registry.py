@@ -18,6 +18,7 @@ from kafkasrcd.workers.schema_document import NoSuchSchema, RegistryAway, Schema
 from kafkasrcd.workers.schema_registry import SchemaRegistry
 from tests.registry_proxy import RegistryProxy, make_certificate
 from tests.registry_server import RegistryServer
+from tests.token_server import TokenServer
 
 SCHEMA = json.dumps({"type": "record", "name": "User", "fields": [{"name": "name", "type": "string"}]})
 
@@ -50,6 +51,87 @@ def test_user_and_password(schema_registry: RegistryServer, number: int) -> None
 def test_a_bearer_token(schema_registry: RegistryServer, number: int) -> None:
     with RegistryProxy(schema_registry.url, authorization="Bearer s3cret") as proxy:
         assert asking(proxy.url, bearer_token="s3cret").schema(number).text == SCHEMA
+
+
+CLIENT = "Basic " + base64.b64encode(b"orders:hunter2").decode()
+
+
+def as_client(proxy: RegistryProxy, tokens: TokenServer, **more: str) -> SchemaRegistry:
+    settings = {
+        "bearer_issuer_endpoint_url": tokens.url,
+        "bearer_client_id": "orders",
+        "bearer_client_secret": "hunter2",
+        **more,
+    }
+    return asking(proxy.url, Path(), **settings, timeout_ms=5_000)
+
+
+def test_a_token_of_an_oauth_client_is_kept(schema_registry: RegistryServer, number: int) -> None:
+    with (
+        TokenServer(CLIENT) as tokens,
+        RegistryProxy(schema_registry.url, authorization="Bearer token-1") as proxy,
+    ):
+        more = {"bearer_scope": "a b", "bearer_logical_cluster": "lsrc-1", "bearer_identity_pool_id": "pool-2"}
+        registry = as_client(proxy, tokens, **more)
+        assert tokens.asked == [], "nothing is asked before it is needed"
+        for _ in range(3):
+            assert registry.schema(number).text == SCHEMA
+        assert tokens.asked == [{"grant_type": ["client_credentials"], "scope": ["a b"]}]
+        assert {(each["target-sr-cluster"], each["confluent-identity-pool-id"]) for each in proxy.headers} == {
+            ("lsrc-1", "pool-2")
+        }
+
+
+@pytest.mark.parametrize(("expires_in", "fetched"), [(0, 3), ("0", 3), (None, 1), (3_600, 1)])
+def test_a_token_is_fetched_anew_before_it_expires(
+    schema_registry: RegistryServer, number: int, expires_in: object, fetched: int
+) -> None:
+    with TokenServer(CLIENT, expires_in) as tokens, RegistryProxy(schema_registry.url) as proxy:
+        registry = as_client(proxy, tokens)
+        for _ in range(3):
+            registry.schema(number)
+        assert [each["authorization"] for each in proxy.headers][-1] == f"Bearer token-{fetched}"
+        assert len(tokens.asked) == fetched
+
+
+def test_a_token_that_is_refused_is_fetched_anew_once(schema_registry: RegistryServer, number: int) -> None:
+    with TokenServer(CLIENT) as tokens, RegistryProxy(schema_registry.url) as proxy:
+        registry = as_client(proxy, tokens)
+        registry.schema(number)
+        proxy.authorization = "Bearer token-2"
+        assert registry.schema(number).text == SCHEMA
+        assert len(proxy.asked) == 3
+        proxy.authorization = "Bearer token-9"
+        with pytest.raises(RegistryAway, match=r"answers 401 .* check schema_registry\.bearer_scope, "):
+            registry.schema(number)
+        assert len(tokens.asked) == 3
+        with pytest.raises(RegistryAway):
+            registry.schema(number)
+        assert (len(tokens.asked), len(proxy.asked)) == (4, 7), "one more token for a question"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((500, b""), "answers 500"),
+        ((200, b"<html>"), "answers with something that is no token"),
+        ((200, b"{}"), "answers with something that is no token"),
+        ((200, b'{"access_token": "a\\nb"}'), "answers with a token that fits no header"),
+        ((302, b""), "answers 302"),
+        (None, r"answers 401 Unauthorized \(invalid_client: who is that\?\); check schema_registry\.bearer_client_id"),
+    ],
+)
+def test_without_a_token_nothing_is_asked_and_what_is_in_the_way_is_said(
+    answer: tuple[int, bytes] | None, said: str
+) -> None:
+    with TokenServer(CLIENT) as tokens, RegistryProxy("http://127.0.0.1:9") as proxy:
+        tokens.answer = answer
+        with pytest.raises(RegistryAway, match=rf"^the token endpoint {tokens.url} {said}") as away:
+            as_client(proxy, tokens, bearer_client_secret="hunter3").schema(1)
+        assert proxy.asked == []
+        assert "hunter" not in str(away.value)
+    with pytest.raises(RegistryAway, match=r"^the token endpoint http://127\.0\.0\.1:\d+/token: "):
+        as_client(proxy, tokens).schema(1)
 
 
 def test_credentials_in_the_address_are_sent_and_not_shown(schema_registry: RegistryServer, number: int) -> None:
@@ -235,6 +317,7 @@ def test_that_there_is_none_is_believed_for_a_while(schema_registry: RegistrySer
 
 
 def test_no_repr_shows_a_password() -> None:
-    settings = SchemaRegistrySettings(url="http://u:hunter1@x", password="hunter2", bearer_token="hunter3")
+    secrets = {"password": "hunter2", "bearer_token": "hunter3", "bearer_client_secret": "hunter4"}
+    settings = msgspec.convert({"url": "http://u:hunter1@x", **secrets}, SchemaRegistrySettings)
     shown: list[Any] = [settings, SchemaDocument(kind="AVRO", text="{}")]
     assert "hunter" not in repr(shown)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from kafkasrcd.errors import StaleAssignment, StoreError, StoreUnavailable
 from kafkasrcd.settings import Settings
-from kafkasrcd.storage.dead_letters import DeadLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, Redelivered, StoredLetter
 from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.storage.refusals import Conflict
 from kafkasrcd.storage.transaction import CommitUnknown, EffectsTransaction, Kind, TransactionEnded
@@ -23,6 +23,7 @@ from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import Commits, HeldUp
 from kafkasrcd.workers.control import Fenced, StoreAway
 from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.dead_letter_sink import DeadLetterSink
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.ring import COMMITTABLE, PROCESSED, UNSAVED
@@ -48,10 +49,10 @@ class Checkpoints(Commits):
         settings: Settings,
         bindings: HandlerBindings,
         transaction: "AsyncEffectsTransaction | _Blocking",
-        keep_letter: Callable[[DeadLetter], None],
+        letters: DeadLetterSink,
     ) -> None:
-        """``keep_letter``: where dead letters go besides the database."""
-        super().__init__(keep_letter)
+        """``letters``: where dead letters go besides the database."""
+        super().__init__(letters)
         self._transaction = transaction
         self._letters_in_store = settings.handler.dead_letter_store
         self._interval_ns = settings.checkpoint_interval_ms * 1_000_000
@@ -216,9 +217,22 @@ class Checkpoints(Commits):
 
     async def _bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
         """Keep it in the transaction: where, and only where, its record is passed over for good."""
-        if self._letters_in_store:
+        if self._letters_in_store or letter.due_ms is not None:
             await self._run(cursor, self._transaction.bury, letter)
             self._count += 1
+
+    async def _letter(self, cursor: PartitionCursor, letter_id: int) -> StoredLetter | None:
+        """As the open transaction has it: what it has done to the letter already counts."""
+        return await self._run(cursor, self._transaction.letter, letter_id)
+
+    async def _settle(self, cursor: PartitionCursor, redelivered: Redelivered) -> None:
+        """In the transaction that has what the handler did. Where someone else has changed the letter meanwhile, the
+        whole of it is undone."""
+        if not await self._run(cursor, self._transaction.settle_letter, redelivered):
+            await self._transaction.rollback()
+            self._rolled_back()
+            raise HeldUp
+        self._count += 1
 
     async def _run(self, cursor: PartitionCursor, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """``work`` in a savepoint of the open transaction. Raises HeldUp where that is gone, or cannot be had now."""
@@ -287,7 +301,14 @@ class AsyncCheckpoints(Checkpoints):
 
     async def bury_async(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
         await self._bury(cursor, letter)
-        await asyncio.to_thread(self._keep_letter, letter)
+        await asyncio.to_thread(self._letters.keep, letter)
+
+    async def letter_async(self, cursor: PartitionCursor, letter_id: int) -> StoredLetter | None:
+        return await self._letter(cursor, letter_id)
+
+    async def settle_async(self, cursor: PartitionCursor, redelivered: Redelivered) -> bool:
+        await self._settle(cursor, redelivered)
+        return await asyncio.to_thread(self._letters.settle, redelivered)
 
     async def turn_async(self) -> float:
         return await self._turn()
@@ -304,16 +325,23 @@ class PlainCheckpoints(Checkpoints):
         settings: Settings,
         bindings: HandlerBindings,
         transaction: EffectsTransaction,
-        keep_letter: Callable[[DeadLetter], None],
+        letters: DeadLetterSink,
     ) -> None:
-        super().__init__(settings, bindings, _Blocking(transaction), keep_letter)
+        super().__init__(settings, bindings, _Blocking(transaction), letters)
 
     def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
         return lambda argument: _at_once(self._call(cursor, argument))
 
     def bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
         _at_once(self._bury(cursor, letter))
-        self._keep_letter(letter)
+        self._letters.keep(letter)
+
+    def letter(self, cursor: PartitionCursor, letter_id: int) -> StoredLetter | None:
+        return _at_once(self._letter(cursor, letter_id))
+
+    def settle(self, cursor: PartitionCursor, redelivered: Redelivered) -> bool:
+        _at_once(self._settle(cursor, redelivered))
+        return self._letters.settle(redelivered)
 
     def turn(self) -> float:
         return _at_once(self._turn())
@@ -333,6 +361,12 @@ class _Blocking:
 
     async def bury(self, letter: DeadLetter) -> None:
         self._transaction.bury(letter)
+
+    async def letter(self, letter_id: int) -> StoredLetter | None:
+        return self._transaction.letter(letter_id)
+
+    async def settle_letter(self, redelivered: Redelivered) -> bool:
+        return self._transaction.settle_letter(redelivered)
 
     async def commit(self, advances: Sequence[Advance]) -> dict[TopicPartition, StoreError]:
         return self._transaction.commit(advances)

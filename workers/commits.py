@@ -7,8 +7,9 @@ from typing import Any
 
 from kafkasrcd.errors import HandlerMisuse
 from kafkasrcd.message import Message, commit_through
-from kafkasrcd.storage.dead_letters import DeadLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, Redelivered, StoredLetter
 from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.dead_letter_sink import DeadLetterSink
 
 
 class HeldUp(Exception):
@@ -25,9 +26,9 @@ class Commits:
     one_at_a_time = False
     """Whether a second call must not begin in this process before the first has ended and is counted."""
 
-    def __init__(self, keep_letter: Callable[[DeadLetter], None]) -> None:
-        """``keep_letter``: where dead letters go. May be called from several threads."""
-        self._keep_letter = keep_letter
+    def __init__(self, letters: DeadLetterSink) -> None:
+        """``letters``: where dead letters go, but for what is in a transaction."""
+        self._letters = letters
 
     def caller(self, cursor: PartitionCursor) -> Callable[[Any], Any]:
         """What to call for a message, or a batch, of ``cursor``; of an ``async def`` handler, a coroutine function."""
@@ -36,11 +37,28 @@ class Commits:
     def bury(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
         """Keep ``letter`` of a record of ``cursor``; blocks. Raises KafkasrcdError where it cannot be kept now, or
         HeldUp."""
-        self._keep_letter(letter)
+        self._letters.keep(letter)
 
     async def bury_async(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
         """``bury`` of a runner with a loop."""
         await asyncio.to_thread(self.bury, cursor, letter)
+
+    def letter(self, cursor: PartitionCursor, letter_id: int) -> StoredLetter | None:
+        """What is known of a letter of a record of ``cursor``, here; blocks. Raises StoreUnavailable, or HeldUp."""
+        return self._letters.find(letter_id)
+
+    async def letter_async(self, cursor: PartitionCursor, letter_id: int) -> StoredLetter | None:
+        """``letter`` of a runner with a loop."""
+        return await asyncio.to_thread(self.letter, cursor, letter_id)
+
+    def settle(self, cursor: PartitionCursor, redelivered: Redelivered) -> bool:
+        """Write down what became of a letter whose record was handled again; blocks. False where someone else has
+        changed it meanwhile. Raises as ``bury``."""
+        return self._letters.settle(redelivered)
+
+    async def settle_async(self, cursor: PartitionCursor, redelivered: Redelivered) -> bool:
+        """``settle`` of a runner with a loop."""
+        return await asyncio.to_thread(self.settle, cursor, redelivered)
 
     def loaded(self, cursor: PartitionCursor, offsets: Sequence[int]) -> None:
         """These records have been read from the ring."""

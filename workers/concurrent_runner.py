@@ -11,7 +11,7 @@ handles what was in its hands one at a time: the next death has one to blame.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ from kafkasrcd.workers.frame import Columns
 from kafkasrcd.workers.handler_bindings import IDLE_MS, HandlerBindings, lease_wait_ms
 from kafkasrcd.workers.handler_target import HandlerTarget, refuse_awaitable
 from kafkasrcd.workers.prefix import Prefix
-from kafkasrcd.workers.ring import BURYING, CALLED_AT, HANDLED, IN_FLIGHT, IN_HANDS, PROCESSED, STARTED
+from kafkasrcd.workers.redelivery import Redelivery
+from kafkasrcd.workers.ring import BURYING, CALLED_AT, HANDLED, IN_FLIGHT, IN_HANDS, LETTER, PROCESSED, STARTED
 
 _AHEAD: Final = 8
 """Records taken from a ring, waiting in lanes or being handled, for each that may be handled at once: behind a key with
@@ -67,6 +68,9 @@ class _Runner:
         self._slots: dict[int, _Slot] = {}
         self._suspects: list[_Slot] = []
         """Those that were taken over from a process that died with records in its hands."""
+        self.alone: set[Redelivery] = set()
+        """Letters that may have ended a process, with others in its hands."""
+        self._placing: set[asyncio.Task[None]] = set()
         self._defect: BaseException | None = None
         bindings.on_rewound = self._rewound
 
@@ -88,9 +92,10 @@ class _Runner:
                     await asyncio.wait_for(self.wake.wait(), wait_ms / 1000)
             else:
                 await asyncio.sleep(0)
-        for task in self._tasks:
+        tasks = self._tasks | self._placing
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.commits.end_async()
 
     def start_tasks(self) -> None:
@@ -108,10 +113,17 @@ class _Runner:
         """How many records may be in the handler's hands now."""
         while self._suspects and not self._suspects[-1].is_suspect:
             self._suspects.pop()
-        return 1 if self._suspects else self._most
+        return 1 if self._suspects or self.alone else self._most
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """``work`` that no record's handling is."""
+        task = asyncio.create_task(work)
+        self._placing.add(task)
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._placing.discard(task)
         if task.cancelled():
             return
         self._defect = self._defect or task.exception()
@@ -165,7 +177,7 @@ class _Runner:
 class _Lane:
     """An ordering unit of one slot: what waits in it, in order; nothing where the handler takes batches."""
 
-    __slots__ = ("busy", "generation", "letter", "name", "records", "slot")
+    __slots__ = ("again", "busy", "generation", "letter", "name", "records", "slot")
 
     def __init__(self, slot: "_Slot", name: bytes | None) -> None:
         self.slot = slot
@@ -176,6 +188,8 @@ class _Lane:
         """Ready, in a handler's hands, or waiting to be tried again."""
         self.letter: DeadLetter | None = None
         """To be buried before its next record."""
+        self.again: deque[Redelivery] = deque()
+        """Letters whose records come before its next one."""
 
 
 class _Slot:
@@ -198,6 +212,9 @@ class _Slot:
         self._refill_below = 1 if runner.ordering is Ordering.PARTITION else runner.ahead // 2
         self._held: list[_Lane] = []
         """Lanes that may go on once the slot has its lease again."""
+        self._letters: dict[int, None] = {}
+        """Those in hand."""
+        self._is_placing = False
         if not cursor.target.is_batch:
             cursor.prefix = Prefix()
 
@@ -224,6 +241,9 @@ class _Slot:
             return lease_wait_ms(cursor)
         self.runner.ready.extend(self._held)
         self._held.clear()
+        if cursor.due and not self._is_placing:
+            self._is_placing = True
+            self.runner.begin(self._place_letters())
         try:
             return self._gather() if cursor.target.is_batch else self._fill()
         except RingCorrupted as error:
@@ -239,6 +259,7 @@ class _Slot:
         self._held.clear()
         self._lanes.clear()
         self._whole = _Lane(self, None)
+        self.runner.alone = {letter for letter in self.runner.alone if letter.cursor is not self.cursor}
 
     # ---- single records ------------------------------------------------------------------------------------------
 
@@ -262,19 +283,21 @@ class _Slot:
         return IDLE_MS
 
     def _put(self, columns: Columns, index: int) -> None:
-        ordering = self.runner.ordering
-        key = columns.raw_key(index)
-        if ordering is Ordering.PARTITION:
-            lane = self._whole
-        elif ordering is Ordering.NONE or key is None:
-            lane = _Lane(self, None)
-        else:
-            lane = self._lanes.get(key) or self._lanes.setdefault(key, _Lane(self, key))
+        lane = self._lane(columns.raw_key(index))
         lane.records.append((columns, index))
         self._make_ready(lane)
 
+    def _lane(self, key: bytes | None) -> _Lane:
+        """Of a record with this key."""
+        ordering = self.runner.ordering
+        if ordering is Ordering.PARTITION or self.cursor.target.is_batch:
+            return self._whole
+        if ordering is Ordering.NONE or key is None:
+            return _Lane(self, None)
+        return self._lanes.get(key) or self._lanes.setdefault(key, _Lane(self, key))
+
     def _make_ready(self, lane: _Lane) -> None:
-        if not lane.busy and lane.records:
+        if not lane.busy and (lane.records or lane.again):
             lane.busy = True
             self.runner.ready.append(lane)
 
@@ -284,6 +307,8 @@ class _Slot:
             if lane.generation == self.generation:  # it may have been rewound while this waited for its turn
                 if lane.letter is not None:
                     await self._bury(lane, lane.letter)
+                elif lane.again:
+                    await self._redeliver(lane, lane.again[0])
                 else:
                     await (self._handle_batch(lane) if self.cursor.target.is_batch else self._handle_record(lane))
 
@@ -347,15 +372,19 @@ class _Slot:
         """Its first record is finished."""
         cursor = self.cursor
         lane.records.popleft()
-        lane.busy = False
-        if lane.records:
-            self._make_ready(lane)
-        elif lane.name is not None:
-            del self._lanes[lane.name]
+        self._leave(lane)
         if cursor.full and cursor.prefix is not None and cursor.prefix.unfinished < self._refill_below:
             self.turn()
             self.runner.start_tasks()
             self.runner.wake.set()  # to announce that this one sleeps, where it does
+
+    def _leave(self, lane: _Lane) -> None:
+        """Nothing of it is in hand now."""
+        lane.busy = False
+        if lane.records or lane.again:
+            self._make_ready(lane)
+        elif lane.name is not None:
+            del self._lanes[lane.name]
 
     async def _bury(self, lane: _Lane, letter: DeadLetter) -> None:
         """Keep the dead letter of the lane's first record, or of its batch's."""
@@ -364,6 +393,11 @@ class _Slot:
             self._later(lane)
             return
         try:
+            if letter.offset in cursor.left_out:
+                letter = await asyncio.to_thread(cursor.whole, letter)
+                if lane.generation != self.generation:
+                    self._give_back(letter.offset)
+                    return
             await self.runner.commits.bury_async(cursor, letter)
         except HeldUp:
             self._give_back(letter.offset)
@@ -390,6 +424,8 @@ class _Slot:
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def _gather(self) -> float:
+        if self._whole.again:
+            self._make_ready(self._whole)
         self.cursor.full = self._whole.busy
         if self._whole.busy:
             return IDLE_MS
@@ -435,6 +471,79 @@ class _Slot:
         lane.busy = False
         self.runner.wake.set()
 
+    # ---- letters -------------------------------------------------------------------------------------------------
+
+    async def _place_letters(self) -> None:
+        """Look up the letters that are due, and put each into the lane of its record."""
+        cursor, bindings, generation = self.cursor, self.runner.bindings, self.generation
+        try:
+            while cursor.due and generation == self.generation:
+                due = cursor.due.popleft()
+                letter: Redelivery | None = None
+                async with self.runner.one_call or contextlib.nullcontext():
+                    with contextlib.suppress(KafkasrcdError, HeldUp):  # it is due as before
+                        found = await self.runner.commits.letter_async(cursor, due.id)
+                        letter = bindings.redeliveries.take(cursor, due, found)
+                if generation != self.generation:
+                    return
+                if letter is None:
+                    bindings.letter_done(cursor, dropped=True)
+                    continue
+                if letter.alone:
+                    self.runner.alone.add(letter)
+                lane = self._lane(letter.key)
+                lane.again.append(letter)
+                self._make_ready(lane)
+                self.runner.start_tasks()
+        finally:
+            self._is_placing = False
+
+    async def _redeliver(self, lane: _Lane, letter: Redelivery) -> None:
+        """Handle its record, and write down what became of it."""
+        cursor, bindings = self.cursor, self.runner.bindings
+        if not self._take_letter(letter):
+            self._later(lane)
+            return
+        wait_ns: int | None = None
+        dropped = False
+        try:
+            outcome = letter.outcome or await asyncio.to_thread(letter.read)
+            if outcome is None:
+                self._call_letter(letter, boottime_ns())
+                try:
+                    await self._guarded(letter.argument)
+                except HeldUp:
+                    raise
+                except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+                    outcome = letter.raised(error)
+                else:
+                    outcome = letter.handled()
+                self._call_letter(letter, 0)
+            if lane.generation == self.generation:
+                letter.settled(ours=await self.runner.commits.settle_async(cursor, outcome))
+                bindings.letter_written(cursor)
+        except HeldUp:
+            letter.outcome = None
+            self._give_back_letter(letter)
+            self._after_hold(lane)
+            return
+        except KafkasrcdError as error:
+            if letter.outcome is None:
+                dropped = True
+            elif lane.generation == self.generation:
+                wait_ns = bindings.not_written(cursor, f"what became of {letter.what} cannot be written down", error)
+        self._give_back_letter(letter)
+        if lane.generation != self.generation:
+            return
+        if wait_ns is not None:
+            asyncio.get_running_loop().call_later(wait_ns / 1e9, self._again, lane)
+            return
+        lane.again.popleft()
+        self.runner.alone.discard(letter)
+        bindings.letter_done(cursor, dropped=dropped)
+        self._leave(lane)
+        self.runner.wake.set()
+
     # ---- in and out of the handler's hands -----------------------------------------------------------------------
 
     async def _guarded(self, argument: Any) -> None:
@@ -448,7 +557,7 @@ class _Slot:
             raise HandlerError("what it waited for was cancelled") from error
 
     def _take(self, offset: int, *, is_call: bool = True) -> bool:
-        """Into the handler's hands or, for its dead letter, into ours; False where the slot stands still. The cell
+        """Into the handler's hands or, where it is no call yet, into ours; False where the slot stands still. The cell
         first, then the lease."""
         cursor = self.cursor
         cells = cursor.cells
@@ -478,6 +587,30 @@ class _Slot:
         self.cursor.cells[BURYING] = self._in_hands > 0 and not self._calls
         if self._in_hands == 0:
             self.cursor.put_back()
+
+    def _take_letter(self, letter: Redelivery) -> bool:
+        """As ``_take``. The offset that stands for it keeps a drain waiting, and no record is blamed by it."""
+        cells = self.cursor.cells
+        if not self._take(cells[PROCESSED], is_call=False):
+            return False
+        self._letters[letter.id] = None
+        cells[LETTER] = next(iter(self._letters))
+        return True
+
+    def _call_letter(self, letter: Redelivery, at_ns: int) -> None:
+        """Its call has begun at boot time ``at_ns``; 0 is that it has ended."""
+        calls, cells = self._calls, self.cursor.cells
+        if at_ns:
+            calls[-letter.id] = at_ns  # negative, as no offset is
+        else:
+            calls.pop(-letter.id, None)
+        cells[CALLED_AT] = next(iter(calls.values()), 0)
+        cells[BURYING] = not calls
+
+    def _give_back_letter(self, letter: Redelivery) -> None:
+        self._letters.pop(letter.id, None)
+        self.cursor.cells[LETTER] = next(iter(self._letters), 0)
+        self._give_back(-letter.id)
 
     def _later(self, lane: _Lane) -> None:
         """The slot stands still now; where only its lease is missing, it is looked at again soon."""

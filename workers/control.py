@@ -15,7 +15,7 @@ from kafkasrcd.storage.offset_store import Layer, Layout
 from kafkasrcd.workers.formats import Shape
 
 STACKS_SIGNAL: Final = signal.SIGUSR2
-"""Has a handler process write the stacks of its threads to its file for them, whatever it is doing."""
+"""Has a child write the stacks of its threads to its file for them, whatever it is doing."""
 _MOST_DESCRIPTORS: Final = 250
 _MOST_BYTES: Final = 128 * 1024
 
@@ -23,7 +23,7 @@ _MOST_BYTES: Final = 128 * 1024
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first message to every child. ``settings`` is the Settings as JSON.
 
-    Descriptors, to a handler process: its bell, and a file for the stacks of its threads.
+    Descriptors: to a handler process its bell; then a file for the stacks of its threads.
     """
 
     settings: bytes
@@ -31,11 +31,22 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     store_url: str
     slot: int
     schema_directory: str = ""
-    """Where a worker finds, and keeps, the registry's schemas."""
+    """Where the registry's schemas are found, and kept."""
 
     def __repr__(self) -> str:
         """Without settings and URL, which may have passwords."""
         return f"Setup(slot={self.slot})"
+
+
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """The record at ``offset`` has ended its process ``attempts`` times, and is not given to the user's code again.
+    ``traceback``: the stacks of a process that was killed, since the record did not end."""
+
+    offset: int
+    error: str
+    reason: str
+    attempts: int
+    traceback: str = ""
 
 
 class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -52,8 +63,8 @@ class StartWorker(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     layers: tuple[Layer, ...]
     shape: Shape = Shape.PLAIN
     """What its records are prepared as, where the worker has a part in that."""
-    refused: tuple[tuple[int, str], ...] = ()
-    """Offsets whose records are not prepared again, since that ended workers, and what is said of each."""
+    refused: tuple[Quarantined, ...] = ()
+    """Records that are not prepared again, since that ended workers."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
@@ -93,16 +104,6 @@ class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
-    """The record at ``offset`` has ended its process ``attempts`` times, and is not given to the handler again."""
-
-    offset: int
-    error: str
-    reason: str
-    attempts: int
-    traceback: str = ""
-
-
 class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Handle one slot of this partition. Descriptors: partition memory, worker's bell. ``binding`` names it from now
     on; ``slot`` is of ``layout``."""
@@ -114,6 +115,32 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     slot: int
     layout: Layout
     quarantined: tuple[Quarantined, ...] = ()
+
+
+class LetterDue(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter in the store whose record is to be handled again.
+
+    ``alone``: with nothing else in the process's hands, since it may have ended one. ``ended``: it has, too often, and
+    is not given to the handler.
+    """
+
+    id: int
+    alone: bool = False
+    ended: Quarantined | None = None
+
+
+class Redeliver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Handle the records of these letters, beside those in the ring."""
+
+    binding: int
+    letters: tuple[LetterDue, ...]
+
+
+class LettersDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Nothing is left of a Redeliver. ``done``: how many were handled, or failed; the others are due as before."""
+
+    binding: int
+    done: int
 
 
 class Unbind(msgspec.Struct, frozen=True, tag=True):
@@ -138,11 +165,9 @@ class RingBroken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class LetterRefused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The dead letter of the record at ``offset`` cannot be kept, and the slot waits; ``reason`` is empty once it
-    is."""
+    """A letter cannot be written down, and the slot waits: ``reason`` says which and why, and is empty once it is."""
 
     binding: int
-    offset: int
     reason: str
 
 
@@ -196,6 +221,8 @@ ControlMessage = (
     | HandlerRefused
     | Bind
     | Unbind
+    | Redeliver
+    | LettersDone
     | RecordFailed
     | RingBroken
     | LetterRefused

@@ -2,30 +2,28 @@
 fails."""
 
 import os
-import random
 import socket
-import traceback
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from kafkasrcd.errors import ConfigurationError, HandlerMisuse
-from kafkasrcd.outcomes import RetryLater
 from kafkasrcd.settings import OnFailure, Settings
 from kafkasrcd.storage.clock import wall_clock_ms
 from kafkasrcd.storage.dead_letters import DeadLetter, as_text
 from kafkasrcd.version import installed_version
-from kafkasrcd.workers.control import Bind
+from kafkasrcd.workers.control import Bind, LetterDue
 from kafkasrcd.workers.event_log import EventLog
-from kafkasrcd.workers.failure_policy import NeverAgain, class_name, failure_policy
+from kafkasrcd.workers.failure import Failure, failure_of, of_the_user
+from kafkasrcd.workers.failure_policy import failure_policy
 from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.frame import Columns, RecordError, decode_frame
 from kafkasrcd.workers.handler_target import HandlerTarget
 from kafkasrcd.workers.partition_memory import KEEPS_CELL, PartitionMemory
-from kafkasrcd.workers.payload import Decode, key_decoder_of, refusing
+from kafkasrcd.workers.payload import key_decoder_of, refusing
 from kafkasrcd.workers.prefix import Prefix
-from kafkasrcd.workers.reasons import printable, reason_of, text_of
+from kafkasrcd.workers.reasons import reason_of, text_of
+from kafkasrcd.workers.retry_policy import RetryPolicy
 from kafkasrcd.workers.ring import (
     DEAD_LETTERED,
     FAILURES,
@@ -33,6 +31,7 @@ from kafkasrcd.workers.ring import (
     IN_FLIGHT,
     IN_HANDS,
     PROCESSED,
+    SCHEDULED,
     SKIPPED,
     STARTED,
     RingReader,
@@ -40,22 +39,12 @@ from kafkasrcd.workers.ring import (
 
 if TYPE_CHECKING:
     from kafkasrcd.workers.commits import Commits
+    from kafkasrcd.workers.redelivery import Redelivery
 
 _NEVER: Final = -1
-_BETWEEN: Final = ("kafkasrcd.workers.", "kafkasrcd.storage.", "concurrent.futures.")
-"""The modules between a runner and the user's function."""
 _FIRST_REFUSAL_NS: Final = 200_000_000
 _MOST_REFUSAL_NS: Final = 10_000_000_000
 """Between attempts to keep a dead letter whose target is away."""
-_LONGEST_SECONDS: Final = 86_400.0
-
-
-class Failure(NamedTuple):
-    """Why a record is not handled: the error's class, its words, and the lines that led there."""
-
-    error: str
-    reason: str
-    traceback: str = ""
 
 
 class PartitionCursor:
@@ -104,6 +93,16 @@ class PartitionCursor:
         """Where records are handled one after the other: the one to bury before the next record."""
         self.letter_refusals = 0
         """How often in a row a letter could not be kept."""
+        self.due: deque[LetterDue] = deque()
+        """Letters whose records are to be handled again."""
+        self.redelivery: Redelivery | None = None
+        """Where records are handled one after the other: the first of ``due``, in hand."""
+        self.letters_left = 0
+        """How many letters the supervisor has given and not heard of again."""
+        self.letters_done = 0
+        """Of these, how many got somewhere."""
+        self.left_out: dict[int, DeadLetter | None] = {}
+        """By offset, records whose bytes did not fit their frame; their letters, once Kafka has given these."""
         self._quarantined = {each.offset: each for each in bind.quarantined}
         self._attempts: dict[int, tuple[int, int]] = {}
         """By offset, how often the handler raised for it (or for the batch that starts there), and when first."""
@@ -118,9 +117,8 @@ class PartitionCursor:
         self._releases: deque[tuple[int, int]] = deque()
         self._settings = settings
         self._on_failure = failure_policy(settings)
-        self._never_again = NeverAgain(settings.handler.non_retryable)
+        self._retries = RetryPolicy(settings)
         self._log = log
-        self._random = random.Random()  # noqa: S311 - for jitter
         formats = Formats(settings)
         self._value_format = formats.value(bind.topic)
         try:
@@ -155,8 +153,7 @@ class PartitionCursor:
             self.index = 0
             if columns.offsets[0] < loaded:
                 self.index = sum(1 for offset in columns.offsets if offset < loaded)
-            if self._decode_key is not None and columns.keys is not None:
-                self._decode_keys(columns, columns.keys, self._decode_key)
+            self.decode_keys(columns)
             if columns.errors or self._quarantined:
                 self._with_errors(columns)
             self.columns = columns
@@ -167,8 +164,11 @@ class PartitionCursor:
             self.release_done()
         return True
 
-    def _decode_keys(self, columns: Columns, keys: Sequence[bytes | None], decode: Decode) -> None:
+    def decode_keys(self, columns: Columns) -> None:
         """Those that cannot be decoded stay bytes, and make their records undecodable."""
+        keys, decode = columns.keys, self._decode_key
+        if keys is None or decode is None:
+            return
         decoded: list[Any] = []
         errors = list(columns.errors)
         for index, key in enumerate(keys):
@@ -191,6 +191,9 @@ class PartitionCursor:
         self._loaded = self.cells[PROCESSED] = self.cells[self.keeps]
         self.retry_at_ns = 0
         self.letter = None
+        self.due.clear()
+        self.redelivery = None
+        self.left_out.clear()
         if self.prefix is not None:
             self.prefix.clear()
         self.put_back()
@@ -243,8 +246,10 @@ class PartitionCursor:
             failure = Failure(quarantined.error, quarantined.reason, quarantined.traceback)
             return self._given_up(columns, index, failure, quarantined.attempts, wall_clock_ms())
         value: object = columns.values[index]
+        attempts = 1
         if isinstance(value, RecordError):
-            failure = Failure(value.error, value.reason)
+            failure = Failure(value.error, value.reason, value.traceback)
+            attempts = value.attempts
         else:
             failure = Failure(type(error).__name__, reason_of(error))
         self._log.repeated(
@@ -255,19 +260,19 @@ class PartitionCursor:
             **self.coordinates,
         )
         failure = failure._replace(reason=f"cannot be deserialized: {failure.reason}")
-        return self._given_up(columns, index, failure, 1, wall_clock_ms())
+        return self._given_up(columns, index, failure, attempts, wall_clock_ms())
 
     def raised(self, offsets: Sequence[int], error: Exception, retries: int | None = None) -> int | None:
-        """The handler raised for the record (or batch) at ``offsets``: ns until the next attempt, or None where that
-        was the last one, of ``retries`` further ones (unset: as configured)."""
+        """The handler raised for the record (or batch) at ``offsets``: ns until the next attempt here, or None where
+        that was the last one, of ``retries`` further ones (unset: as configured)."""
         self.cells[FAILURES] += 1
         processed = self.cells[PROCESSED]
         self._attempts = {offset: before for offset, before in self._attempts.items() if offset >= processed}
         attempts, first_ms = self._attempts.get(offsets[0], (0, wall_clock_ms()))
         attempts += 1
         self._attempts[offsets[0]] = attempts, first_ms
-        most = (self._settings.max_retries if retries is None else retries) + 1
-        error = error.with_traceback(_of_the_user(error.__traceback__))
+        most = self._retries.attempts if retries is None else retries + 1
+        error = of_the_user(error)
         self._log.repeated(
             "handler_failed",
             f"{self.target.name} raised {type(error).__name__} at {self.topic}[{self.partition}]@{offsets[0]}: "
@@ -278,34 +283,52 @@ class PartitionCursor:
             records=len(offsets),
             **self.coordinates,
         )
-        if attempts >= most or self._never_again(error):
-            return None
-        return self._after_ns(error) if isinstance(error, RetryLater) else self._backoff_ns(attempts)
+        return None if self._retries.scheduled else self._retries.next_ns(error, attempts, most)
 
     def forget_attempts(self, offset: int) -> None:
         """What starts at ``offset`` is tried again in another way."""
         self._attempts.pop(offset, None)
 
     def give_up(self, columns: Columns, index: int, error: Exception) -> DeadLetter | None:
-        """The handler raised for the record for the last time.
+        """The handler raised for the record for the last time here.
 
         Returns the letter to bury, after which ``buried`` is called; or None, where the record is skipped now, or the
         slot stands still before it.
         """
         attempts, first_ms = self._attempts.pop(columns.offsets[index], (1, wall_clock_ms()))
-        said = printable("".join(traceback.format_exception_only(error)).strip())
-        trace = printable("".join(traceback.format_exception(error)))
-        failure = Failure(class_name(type(error)), f"{self.target.name} raised {said}", trace)
+        failure = failure_of(error, self.target.name)
         if isinstance(error, HandlerMisuse):
             self._stop_before(columns.offsets[index], failure)
             return None
-        return self._given_up(columns, index, failure, attempts, first_ms)
+        wait_ns = self._retries.next_ns(error, attempts) if self._retries.scheduled else None
+        if wait_ns is None:
+            return self._given_up(columns, index, failure, attempts, first_ms)
+        return self._letter(columns, index, failure, attempts, first_ms, wall_clock_ms() + wait_ns // 1_000_000)
+
+    def whole(self, letter: DeadLetter) -> DeadLetter:
+        """``letter`` with its record's bytes, which Kafka is asked for where they were left out; blocks.
+
+        Raises DeadLetterRefused where they cannot be had now.
+        """
+        if letter.offset not in self.left_out:
+            return letter
+        whole = self.left_out[letter.offset]
+        if whole is None:
+            # Here, since hardly a process ever needs it.
+            from kafkasrcd.workers.record_of_kafka import with_record
+
+            whole = self.left_out[letter.offset] = with_record(letter, self._settings, self._value_format)
+        return whole
 
     def buried(self, letter: DeadLetter) -> None:
         """The letter is kept: its record is passed over."""
         self.letter = None
-        self.cells[DEAD_LETTERED] += 1
-        self._pass_over(letter.offset, "record_dead_lettered", "is dead-lettered", letter.reason)
+        if letter.due_ms is None:
+            self.cells[DEAD_LETTERED] += 1
+            self._pass_over(letter.offset, "record_dead_lettered", "is dead-lettered", letter.reason)
+        else:
+            self.cells[SCHEDULED] += 1
+            self._pass_over(letter.offset, "record_put_aside", "is put aside, to be tried again", letter.reason)
 
     def letter_refused(self) -> int:
         """A letter could not be kept: ns until it is tried again."""
@@ -330,6 +353,18 @@ class PartitionCursor:
             self.cells[SKIPPED] += 1
             self._pass_over(offset, "record_skipped", "is skipped", failure.reason)
             return None
+        return self._letter(columns, index, failure, attempts, first_ms)
+
+    def _letter(
+        self,
+        columns: Columns,
+        index: int,
+        failure: Failure,
+        attempts: int,
+        first_ms: int,
+        due_ms: int | None = None,
+    ) -> DeadLetter:
+        offset = columns.offsets[index]
         value = columns.values[index] if columns.raws is None else columns.raws[index]
         return DeadLetter(
             topic=self.topic,
@@ -349,6 +384,7 @@ class PartitionCursor:
             last_failed_ms=wall_clock_ms(),
             host=socket.gethostname(),
             version=installed_version(),
+            due_ms=due_ms,
         )
 
     def _stop_before(self, offset: int, failure: Failure) -> None:
@@ -356,6 +392,7 @@ class PartitionCursor:
         self.failed_offset = offset
 
     def _pass_over(self, offset: int, event: str, what: str, reason: str) -> None:
+        self.left_out.pop(offset, None)
         self.finish(offset)
         self.commits.given_up(self, offset)
         self._log.repeated(
@@ -380,28 +417,7 @@ class PartitionCursor:
             ]
         for error in errors:
             values[error.index] = error
+            if error.left_out:
+                self.left_out[columns.offsets[error.index]] = None
         columns.raws = columns.values if columns.raws is None else columns.raws
         columns.values = values
-
-    def _after_ns(self, error: RetryLater) -> int:
-        """As the handler asks, within a day: what it gives may be anything."""
-        try:
-            return int(min(max(error.after, 0.0), _LONGEST_SECONDS) * 1e9)
-        except (TypeError, ValueError):
-            return self._backoff_ns(1)
-
-    def _backoff_ns(self, attempts: int) -> int:
-        """Doubling with the attempts, capped, the upper half of it random: partitions that fail together spread."""
-        milliseconds = min(
-            self._settings.retry_backoff_ms * 2 ** min(attempts - 1, 30), self._settings.retry_backoff_max_ms
-        )
-        return int(milliseconds * self._random.uniform(0.5, 1.0) * 1e6)
-
-
-def _of_the_user(trace: TracebackType | None) -> TracebackType | None:
-    """From the handler's own frame on: the lines above it are not the user's."""
-    while trace is not None and trace.tb_next is not None:
-        if not str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_BETWEEN):
-            return trace
-        trace = trace.tb_next
-    return trace

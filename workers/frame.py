@@ -37,11 +37,16 @@ if sys.byteorder != "little" or array(_INT32).itemsize != 4 or array(_INT64).ite
 
 
 class RecordError(msgspec.Struct, frozen=True, array_like=True):
-    """A record of the frame that is not to be handled: its place in the frame, the error's name, and the reason."""
+    """A record of the frame that is not to be handled: its place in the frame, the error's name, and the reason; where
+    it has ended workers, how often, and the stacks of the last one. ``left_out``: key, value and headers did not fit
+    the frame, and Kafka alone has them."""
 
     index: int
     error: str
     reason: str
+    attempts: int = 1
+    traceback: str = ""
+    left_out: bool = False
 
 
 class Columns(msgspec.Struct):
@@ -74,7 +79,7 @@ class Columns(msgspec.Struct):
             self.keys and self.keys[start:stop],
             self.headers and self.headers[start:stop],
             [
-                RecordError(error.index - start, error.error, error.reason)
+                msgspec.structs.replace(error, index=error.index - start)
                 for error in self.errors
                 if start <= error.index < stop
             ],

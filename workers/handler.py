@@ -20,6 +20,7 @@ from kafkasrcd.workers.handler_bindings import HandlerBindings
 from kafkasrcd.workers.handler_target import load_targets
 from kafkasrcd.workers.kafka_settings import session_timeout_ms
 from kafkasrcd.workers.manual_commits import ManualCommits
+from kafkasrcd.workers.redelivery import Redeliveries
 
 
 def main(channel: ControlChannel) -> int:
@@ -46,7 +47,8 @@ def main(channel: ControlChannel) -> int:
     # What was imported stays: the collector need not walk it again, and its pages stay shared.
     gc.collect()
     gc.freeze()
-    bindings = HandlerBindings(settings, targets, channel, descriptors[0])
+    again = Redeliveries(settings, Path(setup.base_directory), setup.schema_directory)
+    bindings = HandlerBindings(settings, targets, channel, descriptors[0], again)
     stacks = descriptors[1]
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     bindings.commits = commits_of(settings, bindings, setup.store_url)
@@ -60,12 +62,12 @@ def main(channel: ControlChannel) -> int:
 def commits_of(settings: Settings, bindings: HandlerBindings, store_url: str) -> Commits:
     """What ``commit_strategy`` does in this process."""
     strategy = settings.commit_strategy
-    keep_letter = DeadLetterSink(settings, store_url).keep
+    letters = DeadLetterSink(settings, store_url)
     if strategy is CommitStrategy.MANUAL:
-        return ManualCommits(keep_letter, bindings.bell)
+        return ManualCommits(letters, bindings.bell)
     refuse_message_commits(strategy)
     if strategy is not CommitStrategy.ON_CHECKPOINT:
-        return Commits(keep_letter)
+        return Commits(letters)
     # Here, so that handlers of the other strategies do not load SQLAlchemy (0.2 s, 20 MB).
     idle_seconds = session_timeout_ms(settings) / 1000
     where = (store_url, settings.group_id, settings.store.busy_timeout_ms, idle_seconds)
@@ -74,7 +76,7 @@ def commits_of(settings: Settings, bindings: HandlerBindings, store_url: str) ->
     if bindings.has_async:
         from kafkasrcd.storage.async_transaction import AsyncEffectsTransaction
 
-        return AsyncCheckpoints(settings, bindings, AsyncEffectsTransaction(*where), keep_letter)
+        return AsyncCheckpoints(settings, bindings, AsyncEffectsTransaction(*where), letters)
     from kafkasrcd.storage.transaction import EffectsTransaction
 
-    return PlainCheckpoints(settings, bindings, EffectsTransaction(*where), keep_letter)
+    return PlainCheckpoints(settings, bindings, EffectsTransaction(*where), letters)

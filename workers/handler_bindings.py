@@ -9,11 +9,22 @@ from kafkasrcd.settings import Settings
 from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.batch import Batch
 from kafkasrcd.workers.commits import Commits
-from kafkasrcd.workers.control import Bind, ControlChannel, Exit, LetterRefused, RecordFailed, RingBroken, Unbind
+from kafkasrcd.workers.control import (
+    Bind,
+    ControlChannel,
+    Exit,
+    LetterRefused,
+    LettersDone,
+    RecordFailed,
+    Redeliver,
+    RingBroken,
+    Unbind,
+)
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.event_log import EventLog
 from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.handler_target import HandlerTargets
+from kafkasrcd.workers.redelivery import Redeliveries
 
 IDLE_MS: Final = 1000.0
 """The longest sleep: a wake-up cannot be lost on x86-64 or ARMv8 (see ring.fence), elsewhere it is this late."""
@@ -29,12 +40,20 @@ def lease_wait_ms(cursor: PartitionCursor) -> float:
 class HandlerBindings:
     """What a runner serves. Runners differ in how they call the handler; this is what they share."""
 
-    def __init__(self, settings: Settings, targets: HandlerTargets, channel: ControlChannel, bell: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        targets: HandlerTargets,
+        channel: ControlChannel,
+        bell: int,
+        redeliveries: Redeliveries,
+    ) -> None:
         self.channel = channel
         self.bell = bell
         """Rung by the workers of every bound partition; owned by the caller."""
         self.commits: Commits
         """As the commit strategy has it; set before anything is bound."""
+        self.redeliveries = redeliveries
         self.on_rewound: Callable[[], None] | None = None
         self._settings = settings
         self._targets = targets
@@ -61,6 +80,7 @@ class HandlerBindings:
         """Read everything again from where it is done for good."""
         for cursor in self._cursors.values():
             cursor.rewind()
+            self.letters_dropped(cursor)
         for batch in self._batches.values():
             batch.rewind()
         if self.on_rewound is not None:
@@ -80,6 +100,8 @@ class HandlerBindings:
                 self._bind(message, descriptors)
             elif isinstance(message, Unbind):
                 self._unbind(message.binding)
+            elif isinstance(message, Redeliver):
+                self._redeliver(message)
             elif isinstance(message, Exit):
                 return False
             else:
@@ -109,6 +131,29 @@ class HandlerBindings:
         if cursor is not None:
             cursor.close()
 
+    def _redeliver(self, message: Redeliver) -> None:
+        cursor = self._cursors.get(message.binding)
+        if cursor is not None:
+            cursor.due.extend(message.letters)
+            cursor.letters_left += len(message.letters)
+
+    def letter_done(self, cursor: PartitionCursor, *, dropped: bool = False) -> None:
+        """One that was given is not in hand any more; ``dropped``: nothing came of it, and it is due as before."""
+        if cursor.letters_left:
+            cursor.letters_done += not dropped
+            self._letters_left(cursor, cursor.letters_left - 1)
+
+    def letters_dropped(self, cursor: PartitionCursor) -> None:
+        """Nothing comes of those that are left; they are due as before."""
+        if cursor.letters_left:
+            self._letters_left(cursor, 0)
+
+    def _letters_left(self, cursor: PartitionCursor, left: int) -> None:
+        cursor.letters_left = left
+        if not left:
+            self.channel.send(LettersDone(binding=cursor.binding, done=cursor.letters_done))
+            cursor.letters_done = 0
+
     def await_frames(self) -> bool:
         """Announce a sleep to every idle partition's worker; False where one has a frame by now."""
         return all(cursor.reader.await_frame() for cursor in self._cursors.values() if not cursor.held_back)
@@ -130,23 +175,31 @@ class HandlerBindings:
 
     def letter_refused(self, cursor: PartitionCursor, letter: DeadLetter, error: KafkasrcdError) -> int:
         """Tell the supervisor that the slot waits for a dead letter's target: ns until it is tried again."""
+        what = "put aside" if letter.due_ms is not None else "dead-lettered"
+        return self.not_written(cursor, f"offset {letter.offset} cannot be {what}", error)
+
+    def not_written(self, cursor: PartitionCursor, what: str, error: KafkasrcdError) -> int:
+        """Tell the supervisor that the slot waits until a letter is written down: ns until that is tried again."""
         self._log.repeated(
             "dead_letter_refused",
-            f"{letter.topic}[{letter.partition}]@{letter.offset} cannot be dead-lettered, and its partition waits: "
-            f"{error}",
+            f"{cursor.topic}[{cursor.partition}]: {what}, and its partition waits: {error}",
             same=(cursor.binding,),
-            offset=letter.offset,
             **cursor.coordinates,
         )
-        self.channel.send(LetterRefused(binding=cursor.binding, offset=letter.offset, reason=str(error)))
+        reason = f"{what}, and is waited for: {error}"
+        self.channel.send(LetterRefused(binding=cursor.binding, reason=reason))
         return cursor.letter_refused()
 
     def letter_buried(self, cursor: PartitionCursor, letter: DeadLetter) -> None:
         """The letter is kept: go on behind its record."""
+        self.letter_written(cursor)
+        cursor.buried(letter)
+
+    def letter_written(self, cursor: PartitionCursor) -> None:
+        """What was to be written of a letter is."""
         if cursor.letter_refusals:
             cursor.letter_refusals = 0
-            self.channel.send(LetterRefused(binding=cursor.binding, offset=letter.offset, reason=""))
-        cursor.buried(letter)
+            self.channel.send(LetterRefused(binding=cursor.binding, reason=""))
 
     def report_broken(self, cursor: PartitionCursor, error: RingCorrupted) -> None:
         """Tell the supervisor that the ring has to be replaced, and read it no more."""

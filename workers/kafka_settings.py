@@ -124,6 +124,9 @@ def worker_config(settings: Settings) -> KafkaConfig:
         "auto.offset.reset": "error",
         # "Nothing more is buffered" is the moment to publish a batch that is not full.
         "enable.partition.eof": True,
+        # Whatever a broker has can be fetched: 100000000, the default, is less than a broker takes by its defaults.
+        # A fetch has one batch that is larger than its limits, where that is the next one (KIP-74).
+        "receive.message.max.bytes": 2_147_483_647,
         # The bound of what waits in front of a full ring. 65536, the default, costs 55 MB for each worker, this 5 MB.
         "queued.max.messages.kbytes": 2_048,
         # How long fetching rests once the queue was full. 1000, the default, caps a reader at 140k messages/s
@@ -142,7 +145,8 @@ def producer_config(settings: Settings, delivery_seconds: float) -> KafkaConfig:
         "bootstrap.servers": settings.brokers,
         "client.id": f"kafkasrcd-{settings.group_id}",
         "log.connection.close": False,
-        # What the topic allows counts, and not what librdkafka guesses.
+        # What the topic allows counts, and not what librdkafka guesses. Still below what brokers read at all
+        # (socket.request.max.bytes, 104857600): beyond that they close the connection, and nothing says why.
         "message.max.bytes": 100_000_000,
     }
     # A consumer's settings are nothing to a producer.

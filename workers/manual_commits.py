@@ -2,13 +2,13 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kafkasrcd.message import Message, commit_through
-from kafkasrcd.storage.dead_letters import DeadLetter
 from kafkasrcd.workers.commits import Commits
 from kafkasrcd.workers.cursor import PartitionCursor
+from kafkasrcd.workers.dead_letter_sink import DeadLetterSink
 from kafkasrcd.workers.prefix import Prefix
 from kafkasrcd.workers.ring import COMMITTABLE
 
@@ -20,9 +20,9 @@ class ManualCommits(Commits):
     again since: the handler says that it is done with it. Otherwise it changes nothing.
     """
 
-    def __init__(self, keep_letter: Callable[[DeadLetter], None], bell: int) -> None:
+    def __init__(self, letters: DeadLetterSink, bell: int) -> None:
         """``bell`` wakes the runner, which gives the space of what was committed back to the worker."""
-        super().__init__(keep_letter)
+        super().__init__(letters)
         self._bell = bell
         self._lock = threading.Lock()
         self._uncommitted: dict[tuple[str, int], tuple[PartitionCursor, Prefix]] = {}

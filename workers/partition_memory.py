@@ -25,6 +25,7 @@ from kafkasrcd.workers.ring import (
     HEAD,
     IN_FLIGHT,
     IN_HANDS,
+    LETTER,
     LINE,
     PAGE,
     PROCESSED,
@@ -44,14 +45,18 @@ POSITION: Final = 1 * LINE
 HIGH_WATERMARK: Final = 2 * LINE
 LOG_START: Final = 3 * LINE
 MESSAGES: Final = 4 * LINE
-"""Records handed off under this epoch."""
+"""Records handed off under this epoch, each counted once."""
 BYTES: Final = 5 * LINE
 """Key and value bytes handed off under this epoch."""
+MESSAGES_BEFORE: Final = 9 * LINE
+"""MESSAGES before POSITION: what was handed off behind it is handed off again, should the worker be killed now."""
+BYTES_BEFORE: Final = 10 * LINE
 BROKER_DOWN_SINCE: Final = 6 * LINE
 """Boot time in ns since which the worker has had no broker, or UNKNOWN."""
 
 PREPARING: Final = 8 * LINE
-"""Offset of the record that the worker prepares, or UNKNOWN; should it end the worker, the supervisor reads it here."""
+"""Offset of the record that the worker prepares, or UNKNOWN; should it end the worker, or never end, the supervisor
+reads it here."""
 
 # Written once, when it is made.
 SLOTS: Final = 7 * LINE
@@ -124,6 +129,7 @@ class SlotMemory:
         self.cells[IN_HANDS] = 0
         self.cells[CALLED_AT] = 0
         self.cells[BURYING] = 0
+        self.cells[LETTER] = 0
         self.cells[UNSAVED] = 0
 
 

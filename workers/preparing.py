@@ -14,10 +14,11 @@ from confluent_kafka import Message
 
 from kafkasrcd.errors import ConfigurationError
 from kafkasrcd.settings import SchemaRegistrySettings, Settings
+from kafkasrcd.workers.control import Quarantined
 from kafkasrcd.workers.formats import WITH_SCHEMA, Format, Formats, Kind, Shape
 from kafkasrcd.workers.frame import Columns, RecordError
 from kafkasrcd.workers.partition_memory import PREPARING, UNKNOWN
-from kafkasrcd.workers.reasons import SaysWhere, reason_of
+from kafkasrcd.workers.reasons import reason_of
 
 if TYPE_CHECKING:
     from kafkasrcd.workers.schema_cache import SchemaCache
@@ -30,7 +31,7 @@ EXTRAS: Final = {
 """The module a format needs, and the extra of kafkasrcd that brings it."""
 
 
-NONE_REFUSED: Final[Mapping[int, str]] = MappingProxyType({})
+NONE_REFUSED: Final[Mapping[int, Quarantined]] = MappingProxyType({})
 
 
 class Preparer(Protocol):
@@ -48,14 +49,10 @@ class Preparer(Protocol):
         ...
 
 
-class Refused(SaysWhere):
-    """A record that is not to be prepared again: it has ended workers."""
-
-
 class Preparation:
     """What is done to the records of one topic. ``cells`` are the partition's: PREPARING is the offset in hand.
 
-    ``refused``: offsets of records that are passed on as errors unprepared, and why.
+    ``refused``: records, by offset, that are passed on as errors unprepared.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ class Preparation:
         values: Preparer | None,
         keys: Preparer | None,
         cells: memoryview,
-        refused: Mapping[int, str] = NONE_REFUSED,
+        refused: Mapping[int, Quarantined] = NONE_REFUSED,
     ) -> None:
         self._values = values
         self._keys = keys
@@ -76,16 +73,19 @@ class Preparation:
             if message.offset() in self._refused:
                 continue
             try:
-                value, key = message.value(), message.key()
-                if self._values is not None and value is not None:
-                    self._values.need(_bytes(value))
-                if self._keys is not None and key is not None:
-                    self._keys.need(_bytes(key))
+                self.need(message.value(), message.key())
             except Exception:
                 if index == 0:
                     raise
                 return index
         return len(messages)
+
+    def need(self, value: object, key: object) -> None:
+        """See that a record with these can be prepared now; raises RegistryAway where it cannot."""
+        if self._values is not None and value is not None:
+            self._values.need(_bytes(value))
+        if self._keys is not None and key is not None:
+            self._keys.need(_bytes(key))
 
     def prepare(self, columns: Columns) -> Columns:
         """``columns`` with what the handler builds from. A record that cannot be prepared is an error in its place."""
@@ -122,10 +122,12 @@ class Preparation:
             if raw is None:
                 append(None)
                 continue
+            if refused and offset in refused:
+                append(None)
+                errors.append(_error_of(len(prepared) - 1, refused[offset]))
+                continue
             try:
-                if refused and offset in refused:
-                    raise Refused(refused[offset])
-                cells[PREPARING] = offset  # should it end this process
+                cells[PREPARING] = offset  # should it end this process, or never end
                 append(prepare(raw))
             except Exception as error:  # noqa: BLE001 - whatever is raised is about the record
                 append(None)
@@ -141,7 +143,7 @@ def preparation_of(
     base_directory: Path,
     schema_directory: str,
     cells: memoryview,
-    refused: Mapping[int, str] = NONE_REFUSED,
+    refused: Mapping[int, Quarantined] = NONE_REFUSED,
 ) -> Preparation | None:
     """What is done to the records of ``topic``; None where the worker has no part in its formats.
 
@@ -231,6 +233,10 @@ def require_extra(form: Format) -> None:
                 f"{form.setting}: {form.kind.value} needs a library that is not installed: pip install "
                 f"'kafkasrcd[{extra}]'"
             ) from None
+
+
+def _error_of(index: int, refused: Quarantined) -> RecordError:
+    return RecordError(index, refused.error, refused.reason, refused.attempts, refused.traceback)
 
 
 def _bytes(item: object) -> bytes:

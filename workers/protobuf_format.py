@@ -26,6 +26,7 @@ from kafkasrcd.workers.schema_document import Reference, SchemaDocument
 
 _COMPILER_SECONDS: Final = 60.0
 _MOST_INDEXES: Final = 64
+_FIRST: Final = (0,)
 _WELL_KNOWN: Final = "google/protobuf/"
 _WRAPPERS: Final = frozenset(
     f"google.protobuf.{kind}Value"
@@ -53,6 +54,8 @@ def preparer_of(form: Format, shape: Shape, base_directory: Path, schemas: Schem
 
 def message_indexes(raw: bytes, start: int) -> tuple[tuple[int, ...], int]:
     """Which message of its schema a value is, as places within places, and where it begins. Raises ValueError."""
+    if raw[start : start + 1] == b"\0":  # how most values say that it is the first
+        return _FIRST, start + 1
     count, place = _varint(raw, start)
     if not 0 <= count <= _MOST_INDEXES:
         raise ValueError(f"a header with {count} message indexes")
@@ -60,7 +63,7 @@ def message_indexes(raw: bytes, start: int) -> tuple[tuple[int, ...], int]:
     for _ in range(count):
         index, place = _varint(raw, place)
         indexes.append(index)
-    return tuple(indexes) or (0,), place
+    return tuple(indexes) or _FIRST, place
 
 
 def compiled(text: str, references: Iterable[Reference]) -> bytes:
@@ -103,7 +106,7 @@ class _WithoutHeader:
 
 class _FromRegistry:
     def __init__(self, schemas: SchemaCache, shape: Shape) -> None:
-        self._reader = _Reader(shape)
+        self._shape = shape
         self._registered = Registered(schemas, "PROTOBUF", self._messages, _with_descriptors)
         self.need = self._registered.need
 
@@ -113,7 +116,7 @@ class _FromRegistry:
         return messages.read(indexes)(raw[start:])
 
     def _messages(self, document: SchemaDocument) -> "_Messages":
-        return _Messages(document.compiled or compiled(document.text, document.references), self._reader)
+        return _Messages(document.compiled or compiled(document.text, document.references), self._shape)
 
 
 def _with_descriptors(document: SchemaDocument) -> SchemaDocument:
@@ -127,9 +130,9 @@ def _with_descriptors(document: SchemaDocument) -> SchemaDocument:
 class _Messages:
     """The messages of one schema, by their places in it."""
 
-    def __init__(self, files: bytes, reader: "_Reader") -> None:
+    def __init__(self, files: bytes, shape: Shape) -> None:
         self._pool, self._file = _loaded(files)
-        self._reader = reader
+        self._reader = _Reader(shape)
         self._known: dict[tuple[int, ...], Callable[[bytes], bytes]] = {}
 
     def read(self, indexes: tuple[int, ...]) -> Callable[[bytes], bytes]:
@@ -148,20 +151,23 @@ class _Messages:
 
 
 class _Reader:
-    """From messages to MessagePack."""
+    """From messages of one pool to MessagePack: another version of a schema has other fields under the same name."""
 
     def __init__(self, shape: Shape) -> None:
         self._is_plain = shape is Shape.PLAIN
-        self._fields: dict[str, list[tuple[str, bool, Callable[[Any], Any]]]] = {}
+        self._known: dict[str, Callable[[Any], dict[str, Any]]] = {}
+        self._has_durations = False
+        """MessagePack knows all other objects that are made here."""
 
     def read(self, descriptor: Descriptor) -> Callable[[bytes], bytes]:
         message_class: Any = message_factory.GetMessageClass(descriptor)
-        encode, plain = extensions.encode, self._is_plain
+        encode = extensions.encode
         value_of = self._message_value(descriptor)
+        has_objects = self._is_plain and self._has_durations
 
         def read(raw: bytes) -> bytes:
             value = value_of(message_class.FromString(raw))
-            return encode(extensions.with_extensions(value) if plain else value)
+            return encode(extensions.with_extensions(value) if has_objects else value)
 
         return read
 
@@ -170,26 +176,30 @@ class _Reader:
             case "google.protobuf.Timestamp":
                 return lambda message: message.ToDatetime(tzinfo=UTC)
             case "google.protobuf.Duration":
+                self._has_durations = True
                 return lambda message: message.ToTimedelta()
             case name if name in _WRAPPERS:
                 return lambda message: message.value
             case name if name in _AS_JSON:
                 return json_format.MessageToDict
-            case _:
-                return self._as_dict
+            case name:
+                return self._known.get(name) or self._as_dict(descriptor)
 
-    def _as_dict(self, message: Any) -> dict[str, Any]:
+    def _as_dict(self, descriptor: Descriptor) -> Callable[[Any], dict[str, Any]]:
         """All fields that have a value: without presence (proto3's scalars) its default is one."""
-        fields = self._fields.get(message.DESCRIPTOR.full_name)
-        if fields is None:
-            fields = self._fields[message.DESCRIPTOR.full_name] = [
-                (field.name, field.has_presence, self._field_value(field)) for field in message.DESCRIPTOR.fields
-            ]
-        return {
-            name: value_of(getattr(message, name))
-            for name, has_presence, value_of in fields
-            if not has_presence or message.HasField(name)
-        }
+        fields: list[tuple[str, bool, Callable[[Any], Any]]] = []
+
+        def read(message: Any) -> dict[str, Any]:
+            value: dict[str, Any] = {}
+            for name, has_presence, value_of in fields:
+                if not has_presence or message.HasField(name):
+                    item = getattr(message, name)
+                    value[name] = item if value_of is _same else value_of(item)
+            return value
+
+        self._known[descriptor.full_name] = read  # first: a message may hold others of its kind
+        fields += [(field.name, field.has_presence, self._field_value(field)) for field in descriptor.fields]
+        return read
 
     def _field_value(self, field: FieldDescriptor) -> Callable[[Any], Any]:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -197,6 +207,8 @@ class _Reader:
             return lambda items: {key: item(items[key]) for key in items}
         single = self._single_value(field)
         if field.is_repeated:
+            if single is _same:
+                return list
             return lambda items: [single(each) for each in items]
         return single
 

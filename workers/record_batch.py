@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
+import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
 from kafkasrcd.message import encode_headers
@@ -44,8 +45,8 @@ def hand_off(
 ) -> None:
     """Publish ``messages`` in as few frames of at most ``largest`` bytes as halving gives.
 
-    A record that fits no frame goes as an error in its place, without its bytes (or with what Kafka has, where that
-    alone fits): the handler's side decides on it. ``prepare``: the worker's half of their format.
+    A record that fits no frame goes as an error in its place, with what Kafka has, where that alone fits, or with no
+    bytes at all: the handler's side decides on it. ``prepare``: the worker's half of their format.
     """
     columns = columns_of(messages)
     _publish(columns if prepare is None else prepare(columns), largest, publish)
@@ -64,6 +65,7 @@ def _publish(columns: Columns, largest: int, publish: Publish) -> None:
 
 
 def _too_large(columns: Columns, largest: int) -> Columns:
+    """What fits in place of the one record of ``columns``."""
     whole = (columns.values, columns.keys, columns.headers, columns.raws, columns.raw_keys)
     size = sum(len(column[0] or b"") for column in whole if column)
     pages = -(-2 * (size + PAGE) // PAGE)
@@ -71,17 +73,19 @@ def _too_large(columns: Columns, largest: int) -> Columns:
         f"a record of {size} bytes, where supervisor.ring_bytes allows {largest - RECORD_OVERHEAD}: "
         f"set it to {pages * PAGE} or more"
     )
-    errors = [RecordError(0, "RecordTooLarge", reason)]
-    whole_but_prepared = Columns(
-        columns.offsets,
-        columns.timestamps,
-        [None],
-        columns.keys if columns.raw_keys is None else [None],
-        columns.headers,
-        errors,
-        columns.raws,
-        columns.raw_keys,
-    )
-    if columns.raws is not None and encode_frame(whole_but_prepared).size <= largest:
-        return whole_but_prepared
-    return Columns(columns.offsets, columns.timestamps, [None], errors=errors)
+    too_large = RecordError(0, "RecordTooLarge", reason)
+    if columns.raws is not None:
+        whole_but_prepared = msgspec.structs.replace(
+            columns,
+            values=[None],
+            keys=columns.keys if columns.raw_keys is None else [None],
+            errors=columns.errors or [too_large],
+        )
+        if encode_frame(whole_but_prepared).size <= largest:
+            return whole_but_prepared
+    for error in (*columns.errors, too_large):
+        left_out = msgspec.structs.replace(error, left_out=True)
+        without = Columns(columns.offsets, columns.timestamps, [None], errors=[left_out])
+        if encode_frame(without).size <= largest:
+            break
+    return without

@@ -53,6 +53,12 @@ BURYING: Final = 18 * LINE
 """1 while a dead letter is being kept: what is in hand then is not in the handler's."""
 CALLED_AT: Final = 17 * LINE
 """Boot time (ns) at which the oldest call that goes on began; written where many are at once, 0 where there is none."""
+SCHEDULED: Final = 19 * LINE
+"""Records put aside, to be handled again later."""
+REDELIVERED: Final = 20 * LINE
+"""Letters whose record was handled again, and is done."""
+LETTER: Final = 21 * LINE
+"""While the handler has the record of a letter in its hands, the letter's id; of several, one. Else 0."""
 
 RING_MAGIC: Final = 0x6B61666B_73726301
 

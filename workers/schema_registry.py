@@ -5,21 +5,22 @@ worker would pay, and keeps what it has learnt in its own process.
 """
 
 import base64
-import http.client
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from kafkasrcd.settings import SchemaRegistrySettings
+from kafkasrcd.workers.client_credentials import ClientCredentials
+from kafkasrcd.workers.http_client import FAILURES, HttpClient, body_of, shown_url, words_of
 from kafkasrcd.workers.schema_document import NoSuchSchema, Reference, RegistryAway, SchemaDocument
 
 _SCHEMA_NOT_FOUND: Final = 40403
-_LARGEST_BYTES: Final = 16 * 1024 * 1024
 _MOST_REFERENCES: Final = 1_000
 _ACCEPT: Final = "application/vnd.schemaregistry.v1+json, application/json"
 
@@ -41,13 +42,6 @@ class _Refusal(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """What is asked carries a password, which is not for whoever the registry points to."""
-
-    def redirect_request(self, *_args: Any, **_named: Any) -> None:
-        return None
-
-
 class SchemaRegistry:
     """Asks; remembers nothing. Files in ``settings`` are relative to ``base_directory``.
 
@@ -59,12 +53,20 @@ class SchemaRegistry:
         self.timeout_seconds = settings.timeout_ms / 1000
         self._settings = settings
         self._base_directory = base_directory
-        self._opener: urllib.request.OpenerDirector | None = None
+        self._credentials = ClientCredentials(settings, base_directory) if settings.bearer_issuer_endpoint_url else None
+        self._http = HttpClient(self.timeout_seconds, self._tls)
 
     @property
     def name(self) -> str:
         """For messages: the addresses, without a password."""
         return ", ".join(shown_url(url) for url in self.urls)
+
+    @property
+    def _who(self) -> str:
+        """The settings that say who asks."""
+        if self._credentials is not None:
+            return "bearer_scope, bearer_logical_cluster and bearer_identity_pool_id: it refuses the token it is shown"
+        return "username and password, or bearer_token"
 
     def schema(self, number: int) -> SchemaDocument:
         """The schema of an id, with all that it refers to.
@@ -112,44 +114,58 @@ class SchemaRegistry:
                 return self._get(url, path)
             except urllib.error.HTTPError as error:
                 with error:
-                    refusal = _refusal(error)
+                    refusal = _refusal(body_of(error))
                 if number is not None and error.code == 404 and refusal.error_code == _SCHEMA_NOT_FOUND:
                     raise NoSuchSchema(f"the registry at {self.name} has no schema {number}") from None
                 hint = {
-                    401: "; check schema_registry.username and password, or bearer_token",
+                    401: f"; check schema_registry.{self._who}",
                     403: "; these credentials may not read schemas",
                     404: "; check schema_registry.url",
                 }.get(error.code, "")
                 said = f" ({refusal.message})" if refusal.message else ""
                 reasons.append(f"{shown_url(url)} answers {error.code} {error.reason}{said}{hint}")
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = getattr(error, "reason", None) or error
-                reasons.append(f"{shown_url(url)}: {reason or type(error).__name__}")
+            except FAILURES as error:
+                reasons.append(f"{shown_url(url)}: {words_of(error)}")
         raise RegistryAway("; ".join(reasons))
 
     def _get(self, url: str, path: str) -> bytes:
-        if self._opener is None:
-            self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=self._tls()), _NoRedirects())
-        parts = urlsplit(url)
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        request = urllib.request.Request(bare + path, headers={"Accept": _ACCEPT})  # noqa: S310 - checked: http(s)
-        if (authorization := self._authorization(parts.username, parts.password)) is not None:
-            request.add_unredirected_header("Authorization", authorization)
-        with self._opener.open(request, timeout=self.timeout_seconds) as response:
-            content: bytes = response.read(_LARGEST_BYTES + 1)
-        if len(content) > _LARGEST_BYTES:
-            raise ValueError(f"an answer of more than {_LARGEST_BYTES} bytes")
-        return content
+        """A token that is refused may have been taken back: then, once, with a new one."""
+        credentials = self._credentials
+        if credentials is None:
+            return self._get_with(url, path, self._settings.bearer_token)
+        was_kept = credentials.has_token
+        try:
+            return self._get_with(url, path, credentials.token())
+        except urllib.error.HTTPError as refusal:
+            if refusal.code != 401:
+                raise
+            credentials.forget()
+            if not was_kept:
+                raise
+            refusal.close()
+        return self._get_with(url, path, credentials.token())
 
-    def _authorization(self, username: str | None, password: str | None) -> str | None:
+    def _get_with(self, url: str, path: str, token: str) -> bytes:
+        parts = urlsplit(url)
+        request = urllib.request.Request(shown_url(url) + path, headers={"Accept": _ACCEPT})  # noqa: S310 - checked: http(s)
+        for name, value in self._authorization(token, parts.username, parts.password):
+            request.add_unredirected_header(name, value)
+        return self._http.ask(request)
+
+    def _authorization(self, token: str, username: str | None, password: str | None) -> Iterator[tuple[str, str]]:
         settings = self._settings
-        if settings.bearer_token:
-            return f"Bearer {settings.bearer_token}"
+        if token:
+            yield "Authorization", f"Bearer {token}"
+            if settings.bearer_logical_cluster:
+                yield "target-sr-cluster", settings.bearer_logical_cluster
+            if settings.bearer_identity_pool_id:
+                yield "Confluent-Identity-Pool-Id", settings.bearer_identity_pool_id
+            return
         if settings.username:
             username, password = settings.username, settings.password
-        if not username:
-            return None
-        return "Basic " + base64.b64encode(f"{username}:{password or ''}".encode()).decode()
+        if username:
+            pair = base64.b64encode(f"{username}:{password or ''}".encode()).decode()
+            yield "Authorization", f"Basic {pair}"
 
     def _tls(self) -> ssl.SSLContext:
         settings = self._settings
@@ -166,14 +182,8 @@ class SchemaRegistry:
         return str(self._base_directory / location) if location else None
 
 
-def shown_url(url: str) -> str:
-    """Without user and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _refusal(error: urllib.error.HTTPError) -> _Refusal:
+def _refusal(content: bytes) -> _Refusal:
     try:
-        return msgspec.json.decode(error.read(65_536), type=_Refusal)
-    except (msgspec.MsgspecError, OSError, http.client.HTTPException):
+        return msgspec.json.decode(content, type=_Refusal)
+    except msgspec.MsgspecError:
         return _Refusal()

@@ -42,6 +42,12 @@ def slots_of(layout: Layout, messages: Sequence[Message]) -> list[int]:
     return [offset % slots for offset in offsets]
 
 
+def slot_of(layout: Layout, key: bytes | None, offset: int) -> int:
+    """The slot of one record, as ``slots_of`` says."""
+    number = offset if key is None or layout.ordering != Ordering.KEY else crc32(key)
+    return number % layout.slots
+
+
 def spread(layout: Layout, messages: Sequence[Message]) -> list[list[Message]]:
     """``messages`` for each slot, in their order."""
     parts: list[list[Message]] = [[] for _ in range(layout.slots)]

@@ -7,14 +7,15 @@ from typing import Any, Final
 
 from kafkasrcd.errors import KafkasrcdError, RingCorrupted
 from kafkasrcd.message import Message
-from kafkasrcd.storage.dead_letters import DeadLetter
+from kafkasrcd.storage.dead_letters import DeadLetter, Redelivered
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import HeldUp
 from kafkasrcd.workers.cursor import PartitionCursor
 from kafkasrcd.workers.handler_bindings import IDLE_MS, LEASE_WAIT_MS, HandlerBindings, lease_wait_ms
 from kafkasrcd.workers.handler_target import refuse_awaitable
 from kafkasrcd.workers.partition_memory import LEASE
-from kafkasrcd.workers.ring import BURYING, HANDLED, IN_FLIGHT, PROCESSED, STARTED
+from kafkasrcd.workers.redelivery import Redelivery
+from kafkasrcd.workers.ring import BURYING, CALLED_AT, HANDLED, IN_FLIGHT, LETTER, PROCESSED, STARTED
 
 _TURN_NS: Final = 10_000_000
 """A partition's turn while others wait: a thousand no-op records, or one slow one."""
@@ -52,7 +53,12 @@ def _turn(bindings: HandlerBindings, cursor: PartitionCursor) -> float:
     try:
         if cursor.letter is not None:
             return _bury(bindings, cursor, cursor.letter)
-        return _one_batch(bindings, cursor) if cursor.target.is_batch else _single_records(cursor)
+        if cursor.due:
+            _redeliver(bindings, cursor)
+        if cursor.retry_at_ns:
+            return 0
+        wait_ms = _one_batch(bindings, cursor) if cursor.target.is_batch else _single_records(cursor)
+        return 0 if cursor.due else wait_ms
     except RingCorrupted as error:
         bindings.report_broken(cursor, error)
         return IDLE_MS
@@ -74,6 +80,7 @@ def _single_records(cursor: PartitionCursor) -> float:
     topic = cursor.topic
     partition = cursor.partition
     first = index = cursor.index
+    handled_before = cells[HANDLED] - first
     given_up = 0
     wait_ms = 0.0
     turn_ends = boottime_ns() + _TURN_NS
@@ -101,7 +108,6 @@ def _single_records(cursor: PartitionCursor) -> float:
             if returned is not None:
                 refuse_awaitable(returned)
         except HeldUp:
-            cells[HANDLED] += index - first
             if cursor.columns is columns:  # not rewound
                 cursor.index = index
                 cursor.put_back()
@@ -114,10 +120,10 @@ def _single_records(cursor: PartitionCursor) -> float:
                 cursor.letter = cursor.give_up(columns, index, error)
                 given_up = cursor.failed is None
             break
-        cells[PROCESSED] = offset + 1
         index += 1
+        cells[HANDLED] = handled_before + index
+        cells[PROCESSED] = offset + 1
     cursor.put_back()
-    cells[HANDLED] += index - first
     cursor.index = index + given_up
     cursor.release_done()
     return wait_ms
@@ -131,6 +137,7 @@ def _bury(bindings: HandlerBindings, cursor: PartitionCursor, letter: DeadLetter
         return LEASE_WAIT_MS
     cursor.cells[BURYING] = 1
     try:
+        letter = cursor.whole(letter)
         bindings.commits.bury(cursor, letter)
     except HeldUp:
         cursor.put_back()
@@ -144,6 +151,61 @@ def _bury(bindings: HandlerBindings, cursor: PartitionCursor, letter: DeadLetter
     finally:
         cursor.cells[BURYING] = 0
     return 0
+
+
+def _redeliver(bindings: HandlerBindings, cursor: PartitionCursor) -> None:
+    """The first letter that is due: its record is handled, and what became of it written down."""
+    cells, due = cursor.cells, cursor.due[0]
+    cells[LETTER] = due.id
+    cells[BURYING] = 1
+    cells[IN_FLIGHT] = cells[PROCESSED]
+    try:
+        if not cursor.memory.leased:
+            return
+        if cursor.redelivery is None:
+            found = bindings.commits.letter(cursor, due.id)
+            cursor.redelivery = bindings.redeliveries.take(cursor, due, found)
+        letter = cursor.redelivery
+        if letter is not None:
+            outcome = letter.outcome or letter.read() or _call_again(cursor, letter)
+            letter.settled(ours=bindings.commits.settle(cursor, outcome))
+            bindings.letter_written(cursor)
+    except HeldUp:
+        cursor.redelivery = None
+        raise
+    except KafkasrcdError as error:
+        if cursor.redelivery is not None and cursor.redelivery.outcome is not None:
+            what = f"what became of {cursor.redelivery.what} cannot be written down"
+            cursor.retry_at_ns = boottime_ns() + bindings.not_written(cursor, what, error)
+        else:
+            _next_letter(bindings, cursor, dropped=True)
+    else:
+        _next_letter(bindings, cursor, dropped=letter is None)
+    finally:
+        cells[BURYING] = cells[LETTER] = 0
+        cursor.put_back()
+
+
+def _call_again(cursor: PartitionCursor, letter: Redelivery) -> Redelivered:
+    cells = cursor.cells
+    cells[CALLED_AT] = boottime_ns()
+    cells[BURYING] = 0
+    try:
+        refuse_awaitable(cursor.call(letter.argument))
+    except HeldUp:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        return letter.raised(error)
+    finally:
+        cells[CALLED_AT] = 0
+        cells[BURYING] = 1
+    return letter.handled()
+
+
+def _next_letter(bindings: HandlerBindings, cursor: PartitionCursor, *, dropped: bool) -> None:
+    cursor.redelivery = None
+    cursor.due.popleft()
+    bindings.letter_done(cursor, dropped=dropped)
 
 
 def _one_batch(bindings: HandlerBindings, cursor: PartitionCursor) -> float:

@@ -5,6 +5,7 @@ shared memory, so it can be killed at any moment: what it had published is in th
 the position in its cell, where at worst the last frame is handed off again and passed over by the reader.
 """
 
+import faulthandler
 import os
 import random
 import select
@@ -21,6 +22,7 @@ from kafkasrcd.workers import event_log, ring
 from kafkasrcd.workers.allocator import Allocator
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.control import (
+    STACKS_SIGNAL,
     ControlChannel,
     OffsetOutOfRange,
     Setup,
@@ -34,9 +36,11 @@ from kafkasrcd.workers.kafka_settings import QUIET, worker_config
 from kafkasrcd.workers.partition_memory import (
     BROKER_DOWN_SINCE,
     BYTES,
+    BYTES_BEFORE,
     HIGH_WATERMARK,
     LOG_START,
     MESSAGES,
+    MESSAGES_BEFORE,
     POSITION,
     UNKNOWN,
     PartitionMemory,
@@ -73,6 +77,7 @@ def main(channel: ControlChannel) -> int:
         raise TypeError(f"a worker was told {setup[0]!r}, then {start[0]!r}")
     settings = msgspec.json.decode(setup[0].settings, type=Settings)
     event_log.configure(settings.supervisor.log_format, settings.supervisor.log_level)
+    faulthandler.register(STACKS_SIGNAL, file=setup[1][0], all_threads=True)
     try:
         return Worker(settings, setup[0], start[0], start[1], channel).run()
     except ConfigurationError as error:
@@ -113,10 +118,13 @@ class Worker:
             Path(setup.base_directory),
             setup.schema_directory,
             self._cells,
-            dict(start.refused),
+            {each.offset: each for each in start.refused},
         )
         self._allocator = Allocator()
         self._trimmed_at_bytes = 0
+        # What a killed worker had handed off behind its position comes again, and is counted already.
+        self._messages = self._cells[MESSAGES_BEFORE]
+        self._bytes = self._cells[BYTES_BEFORE]
         self._consumer = Consumer({**QUIET, **worker_config(settings), "error_cb": self._on_error})
 
     def run(self) -> int:
@@ -158,6 +166,12 @@ class Worker:
             self._publish(messages, None)
         else:
             self._prepare_and_publish(messages, self._preparation)
+        self._move(next_offset)
+
+    def _move(self, next_offset: int) -> None:
+        """Everything before ``next_offset`` is handed off, and counted."""
+        self._cells[MESSAGES_BEFORE] = self._messages
+        self._cells[BYTES_BEFORE] = self._bytes
         self._cells[POSITION] = next_offset
 
     def _prepare_and_publish(self, messages: list[Message], preparation: Preparation) -> None:
@@ -182,7 +196,7 @@ class Worker:
                 waiting, wait_ms = False, _FIRST_WAIT_MS
             self._publish(messages[:count], preparation)
             if count < len(messages):
-                self._cells[POSITION] = (messages[count - 1].offset() or 0) + 1
+                self._move((messages[count - 1].offset() or 0) + 1)
             messages = messages[count:]
 
     def _publish(self, messages: list[Message], preparation: Preparation | None) -> None:
@@ -205,8 +219,10 @@ class Worker:
                 writer.awake()
             self._ask_watermarks()
         cells = self._cells
-        cells[MESSAGES] += frame.records
-        cells[BYTES] += frame.record_bytes
+        self._messages += frame.records
+        self._bytes += frame.record_bytes
+        cells[MESSAGES] = max(cells[MESSAGES], self._messages)
+        cells[BYTES] = max(cells[BYTES], self._bytes)
 
     @property
     def _lease_wait_ms(self) -> int:

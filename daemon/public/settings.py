@@ -41,6 +41,13 @@ class OnFailure(StrEnum):
     SKIP = "skip"
 
 
+class Retry(StrEnum):
+    """Where a record waits that is to be tried again."""
+
+    IN_PLACE = "in_place"
+    SCHEDULED = "scheduled"
+
+
 class Ordering(StrEnum):
     """Which records are handled in the order they were produced; others may pass each other."""
 
@@ -103,6 +110,10 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """For a handler of ``list[Message[T]]``: the most it is given at once."""
     batch_max_wait_ms: NotNegativeMilliseconds = 100
     """For a handler of ``list[Message[T]]``: how long a batch waits to fill."""
+    retry: Retry = Retry.IN_PLACE
+    """``in_place``: a record that failed holds up what comes behind it in its order until it is tried again;
+    ``scheduled``: it is put aside in the offset store and handled at its time by whoever has its partition then, and
+    what comes behind it goes on."""
     on_failure: OnFailure = OnFailure.DEAD_LETTER
     """After the last attempt: ``dead_letter`` keeps the record whole and goes on (with a ``memory://`` store and no
     topic for it there is no place, and the partition stops), ``stop`` stops the partition, visibly, ``skip`` skips the
@@ -122,10 +133,10 @@ class HandlerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     non_retryable: list[str] = field(default_factory=list[str])
     """Exceptions, as ``ValueError`` or ``package.module.Error``, after which no further attempt is made."""
     crash_attempts: Positive = 3
-    """How often one record may end its handler process before it has failed for good."""
+    """How often one record may end its handler process, or its worker, before it has failed for good."""
     timeout_seconds: NotNegativeSeconds = 300
-    """How long one call of the handler may take before its process is killed, as if the record had ended it; 0 is for
-    ever."""
+    """How long one call of the handler, or the worker's half of a record's format, may take before its process is
+    killed, as if the record had ended it; 0 is for ever."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,6 +216,16 @@ class SchemaRegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     password: str = ""
     bearer_token: str = ""
     """Instead of username and password."""
+    bearer_issuer_endpoint_url: str = ""
+    """Or: where an OAuth 2 client gets its tokens, with ``bearer_client_id`` and ``bearer_client_secret``."""
+    bearer_client_id: str = ""
+    bearer_client_secret: str = ""
+    bearer_scope: str = ""
+    """What the token is to be good for, where the provider wants to be told."""
+    bearer_logical_cluster: str = ""
+    """Sent along with a token as ``target-sr-cluster``: Confluent Cloud's name of the registry, as in ``lsrc-…``."""
+    bearer_identity_pool_id: str = ""
+    """Sent along with a token as ``Confluent-Identity-Pool-Id``."""
     ca_location: str = ""
     """Certificates to trust, PEM; empty is the system's. Paths are relative to the configuration file."""
     certificate_location: str = ""

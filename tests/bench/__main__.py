@@ -2,10 +2,12 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 import msgspec
+import orjson
 from msgspec import structs
 from rich import box
 from rich.console import Console
@@ -13,11 +15,12 @@ from rich.table import Table
 
 from tests.bench import ratios
 from tests.bench.result import BenchResult, Workload
-from tests.bench.rows import ROWS, Row, Topic
+from tests.bench.rows import ENCODERS, ROWS, Row, Topic
 from tests.bench.spin import calibrate
 from tests.bench.topic import fill_with_orders, skewed, zipf
 from tests.kafka_cluster import KafkaCluster, kafka_missing
 from tests.postgres import postgres_missing
+from tests.registry_server import RegistryServer, registry_missing
 
 SPIN_US = 100
 WAIT_MS = 10
@@ -44,6 +47,9 @@ if console.width < TABLE_WIDTH:
     "--effect-messages", default=200_000, show_default=True, help="Records for the rows with effects in a database."
 )
 @click.option("--checkpoint-messages", default=500, show_default=True, help="After how many of them to commit.")
+@click.option(
+    "--format-messages", default=400_000, show_default=True, help="Records for the rows with a schema registry."
+)
 @click.option("--rate", default=1_000, show_default=True, help="Records a second for the latency rows.")
 @click.option("--latency-seconds", default=10, show_default=True, help="How long the latency rows measure.")
 @click.option(
@@ -62,6 +68,7 @@ def main(
     waiting_messages: int,
     effect_messages: int,
     checkpoint_messages: int,
+    format_messages: int,
     rate: int,
     latency_seconds: int,
     repeat: int,
@@ -69,7 +76,7 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Measure kafkasrcd and the loops people write by hand on one real broker, in one run."""
-    missing = kafka_missing()
+    missing = kafka_missing() or registry_missing()
     if missing is not None:
         console.print(missing, style="bold red")
         sys.exit(1)
@@ -83,14 +90,25 @@ def main(
         Topic.WORK_1: (1, min(spin_messages, messages)),
         Topic.WAITING_1: (1, waiting_messages),
         Topic.WAITING_8: (8, waiting_messages),
+        **dict.fromkeys(ENCODERS, (partitions, format_messages)),
     }
     # The optimizing compiler: the broker shares the machine, and its CPU time is not what is compared.
-    with KafkaCluster(optimized=True) as cluster:
+    with KafkaCluster(optimized=True) as cluster, ExitStack() as stack:
+        needs_registry = any(row.topic in ENCODERS for row in rows)
+        registry = stack.enter_context(RegistryServer()) if needs_registry else None
         for topic in dict.fromkeys(row.topic for row in rows):
             its_partitions, its_messages = shapes[topic]
             with console.status(f"filling {its_messages:,} records into {its_partitions} partitions"):
-                draw_user = skewed if topic is Topic.ORDERS else zipf()
-                fill_with_orders(cluster, topic, messages=its_messages, partitions=its_partitions, draw_user=draw_user)
+                draw_user = skewed if topic is Topic.ORDERS or topic in ENCODERS else zipf()
+                encode = orjson.dumps if registry is None or topic not in ENCODERS else ENCODERS[topic](registry)
+                fill_with_orders(
+                    cluster,
+                    topic,
+                    messages=its_messages,
+                    partitions=its_partitions,
+                    draw_user=draw_user,
+                    encode=encode,
+                )
         workload = Workload(
             topic=Topic.ORDERS,
             partitions=partitions,
@@ -106,6 +124,7 @@ def main(
             rate_per_second=rate,
             warm_up_seconds=WARM_UP_SECONDS,
             latency_seconds=latency_seconds,
+            registry_url="" if registry is None else registry.url,
         )
         by_row: dict[str, BenchResult] = {}
         for row in rows:

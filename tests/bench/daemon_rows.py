@@ -20,37 +20,37 @@ THREADS = 100
 
 def run_no_op(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The whole topic, the full envelope for each record, progress recorded for each, nothing done."""
-    return _throughput("kafkasrcd, no-op handler", "no_op", cluster, workload, workload.messages)
+    return throughput("kafkasrcd, no-op handler", "no_op", cluster, workload, workload.messages)
 
 
 def run_work(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """As many records as the raw loop with the same work reads."""
     wanted = min(workload.spin_messages, workload.messages)
-    return _throughput(f"kafkasrcd, {workload.spin_us} µs of work each", "work", cluster, workload, wanted)
+    return throughput(f"kafkasrcd, {workload.spin_us} µs of work each", "work", cluster, workload, wanted)
 
 
 def run_auto(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """What is handed off counts as done."""
     settings = {"commit_strategy": "auto"}
-    return _throughput("kafkasrcd, no-op, auto", "no_op", cluster, workload, workload.messages, settings)
+    return throughput("kafkasrcd, no-op, auto", "no_op", cluster, workload, workload.messages, settings)
 
 
 def run_manual(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """Each message committed by its handler."""
     name = "kafkasrcd, message.commit() each, manual"
-    return _throughput(name, "commit_each", cluster, workload, workload.messages, {"commit_strategy": "manual"})
+    return throughput(name, "commit_each", cluster, workload, workload.messages, {"commit_strategy": "manual"})
 
 
 def run_key(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """Every partition spread over all processes, by key."""
     settings = {"handler.ordering": "key"}
-    return _throughput("kafkasrcd, no-op, ordering by key", "no_op", cluster, workload, workload.messages, settings)
+    return throughput("kafkasrcd, no-op, ordering by key", "no_op", cluster, workload, workload.messages, settings)
 
 
 def run_hot_work(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """One partition, on all cores."""
     name = f"kafkasrcd, {workload.spin_us} µs of work each by key, {_zipf(workload)}"
-    return _throughput(name, "work", cluster, workload, workload.messages, {"handler.ordering": "key"})
+    return throughput(name, "work", cluster, workload, workload.messages, {"handler.ordering": "key"})
 
 
 def run_latency(cluster: KafkaCluster, workload: Workload) -> BenchResult:
@@ -107,25 +107,27 @@ def run_waiting(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     in_processes = f"2 processes with {CONCURRENCY} at once"
     name = f"kafkasrcd, async, {in_processes}, by key, {workload.wait_ms} ms each, {_zipf(workload)}"
     settings = {"handler.ordering": "key", "handler.processes": 2, "handler.concurrency": CONCURRENCY}
-    return _throughput(name, "wait", cluster, workload, workload.messages, settings)
+    return throughput(name, "wait", cluster, workload, workload.messages, settings)
 
 
 def run_waiting_threads(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     """The same of a plain handler, in threads."""
     name = f"kafkasrcd, 2 processes with {THREADS} threads, by key, {workload.wait_ms} ms each, {_zipf(workload)}"
     settings = {"handler.ordering": "key", "handler.processes": 2, "handler.threads": THREADS}
-    return _throughput(name, "wait_in_thread", cluster, workload, workload.messages, settings)
+    return throughput(name, "wait_in_thread", cluster, workload, workload.messages, settings)
 
 
-def _throughput(
+def throughput(
     name: str,
     handler: str,
     cluster: KafkaCluster,
     workload: Workload,
     wanted: int,
     settings: Mapping[str, object] | None = None,
+    module: str = "daemon_handlers",
 ) -> BenchResult:
-    with running_daemon(f"daemon_handlers:{handler}", cluster, workload, settings) as daemon:
+    """Until `wanted` records are processed by the `handler` of `module`; `settings` are `running_daemon`'s."""
+    with running_daemon(f"{module}:{handler}", cluster, workload, settings) as daemon:
         wait_until(lambda: daemon.processed() > 0, DEADLINE_SECONDS, "the first message", seen=daemon.log_end)
         started, cpu_started, before = time.monotonic(), daemon.cpu_seconds(), daemon.processed()
         wait_until(lambda: daemon.processed() >= wanted, DEADLINE_SECONDS, f"{wanted} messages", seen=daemon.log_end)

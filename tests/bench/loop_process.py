@@ -15,6 +15,8 @@ from tests.bench.child import run_module
 from tests.bench.result import BenchResult, Stopwatch, Workload
 from tests.kafka_cluster import KafkaCluster
 
+COMMIT_INTERVAL_SECONDS = 1.0
+
 # A loop that gets nothing for this long says so instead of waiting for ever.
 SILENCE_DEADLINE_SECONDS = 30
 
@@ -82,6 +84,18 @@ def batches(consumer: Consumer, topic: str, wanted: int) -> Generator[list[Messa
         last_heard = time.monotonic()
         yield messages
         count += len(messages)
+
+
+def committed_batches(consumer: Consumer, topic: str, wanted: int) -> Generator[list[Message]]:
+    """As `batches`; each is committed some time after it was processed."""
+    last_commit = time.monotonic()
+    for messages in batches(consumer, topic, wanted):
+        yield messages
+        # librdkafka has stored the offset of the batch's end when it gave it out; by now that is true.
+        now = time.monotonic()
+        if now - last_commit > COMMIT_INTERVAL_SECONDS:
+            consumer.commit(asynchronous=True)
+            last_commit = now
 
 
 def require_progress(last_heard: float, count: int) -> None:

@@ -2,22 +2,20 @@
 
 import time
 import uuid
-from collections.abc import Generator
 from contextlib import closing
 
 import msgspec
 import orjson
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import Consumer, KafkaException
 
 from tests.bench import loop_process, paced_producer
-from tests.bench.loop_process import TUNED, Job, default_settings, measured, require_progress
+from tests.bench.loop_process import TUNED, Job, committed_batches, default_settings, measured, require_progress
 from tests.bench.result import BenchResult, Stopwatch, Workload, percentile
 from tests.bench.spin import spin
 from tests.kafka_cluster import KafkaCluster
 
 # How often a loop that polls one by one looks at the clock.
 CLOCK_EVERY = 1000
-COMMIT_INTERVAL_SECONDS = 1.0
 
 
 def poll_loop(job: Job) -> BenchResult:
@@ -48,7 +46,7 @@ def tuned_loop(job: Job) -> BenchResult:
     with closing(Consumer({**default_settings(job), **TUNED})) as consumer:
         count = 0
         stopwatch: Stopwatch | None = None
-        for messages in _batches(consumer, job.workload.topic, job.workload.messages):
+        for messages in committed_batches(consumer, job.workload.topic, job.workload.messages):
             stopwatch = stopwatch or Stopwatch()
             for message in messages:
                 if message.error():
@@ -66,7 +64,7 @@ def tuned_spin_loop(job: Job) -> BenchResult:
     with closing(Consumer({**default_settings(job), **TUNED})) as consumer:
         count = 0
         stopwatch: Stopwatch | None = None
-        for messages in _batches(consumer, job.workload.topic, wanted):
+        for messages in committed_batches(consumer, job.workload.topic, wanted):
             stopwatch = stopwatch or Stopwatch()
             for message in messages:
                 if message.error():
@@ -141,18 +139,6 @@ def run_latency(cluster: KafkaCluster, workload: Workload) -> BenchResult:
     name = f"raw poll() loop at {workload.rate_per_second:,} msg/s"
     with paced_producer.running(cluster, topic, workload):
         return loop_process.run(latency_loop, name, cluster, msgspec.structs.replace(workload, topic=topic))
-
-
-def _batches(consumer: Consumer, topic: str, wanted: int) -> Generator[list[Message]]:
-    """Batches until `wanted` messages came; each is committed some time after it was processed."""
-    last_commit = time.monotonic()
-    for messages in loop_process.batches(consumer, topic, wanted):
-        yield messages
-        # librdkafka has stored the offset of the batch's end when it gave it out; by now that is true.
-        now = time.monotonic()
-        if now - last_commit > COMMIT_INTERVAL_SECONDS:
-            consumer.commit(asynchronous=True)
-            last_commit = now
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Workload(msgspec.Struct, frozen=True):
     warm_up_seconds: int
     """For which latencies are not counted: joining a group takes its time."""
     latency_seconds: int
+    registry_url: str = ""
+    """Of the topics whose records name their schema."""
 
     @property
     def shape(self) -> str:

@@ -1,12 +1,23 @@
 """What the benchmark measures, in the order it is printed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from tests.bench import daemon_rows, effect_loop, effect_rows, raw_loops, waiting_loops
+from tests.bench import (
+    daemon_rows,
+    effect_loop,
+    effect_rows,
+    format_loops,
+    format_rows,
+    order_formats,
+    raw_loops,
+    waiting_loops,
+)
 from tests.bench.result import BenchResult, Workload
+from tests.bench.topic import Encode
 from tests.kafka_cluster import KafkaCluster
+from tests.registry_server import RegistryServer
 
 
 class Topic(StrEnum):
@@ -20,6 +31,10 @@ class Topic(StrEnum):
     """One partition, for handlers that wait; Zipf-distributed keys."""
     WAITING_8 = "bench-waiting-8"
     """The same in eight partitions."""
+    AVRO = "bench-avro"
+    """As ORDERS, but each record names its schema in a registry; fewer records."""
+    PROTOBUF = "bench-protobuf"
+    JSON_SCHEMA = "bench-json-schema"
 
 
 class Row(NamedTuple):
@@ -31,6 +46,13 @@ class Row(NamedTuple):
     needs_postgres: bool = False
 
 
+ENCODERS: Mapping[Topic, Callable[[RegistryServer], Encode]] = {
+    Topic.AVRO: order_formats.avro_encode,
+    Topic.PROTOBUF: order_formats.protobuf_encode,
+    Topic.JSON_SCHEMA: order_formats.json_schema_encode,
+}
+"""Of the topics that need a schema registry; the others have plain JSON."""
+
 ROWS = (
     Row("raw-default", raw_loops.run_default),
     Row("raw-tuned", raw_loops.run_tuned),
@@ -38,6 +60,17 @@ ROWS = (
     Row("auto", daemon_rows.run_auto),
     Row("manual", daemon_rows.run_manual),
     Row("key", daemon_rows.run_key),
+    Row("raw-json-dataclass", format_loops.run_json_dataclass),
+    Row("raw-json-msgspec", format_loops.run_json_msgspec),
+    Row("json-typed", format_rows.run_json_typed),
+    Row("raw-avro", format_loops.run_avro, Topic.AVRO),
+    Row("avro", format_rows.run_avro, Topic.AVRO),
+    Row("raw-protobuf", format_loops.run_protobuf, Topic.PROTOBUF),
+    Row("protobuf", format_rows.run_protobuf, Topic.PROTOBUF),
+    Row("raw-protobuf-dict", format_loops.run_protobuf_dict, Topic.PROTOBUF),
+    Row("protobuf-dict", format_rows.run_protobuf_dict, Topic.PROTOBUF),
+    Row("raw-json-schema", format_loops.run_json_schema, Topic.JSON_SCHEMA),
+    Row("json-schema", format_rows.run_json_schema, Topic.JSON_SCHEMA),
     Row("raw-spin", raw_loops.run_tuned_spin),
     Row("work", daemon_rows.run_work),
     Row("raw-spin-1", raw_loops.run_hot_spin, Topic.WORK_1),

@@ -138,6 +138,8 @@ log_format = "json"
             SPIN_VARIABLE: str(workload.spin_iterations),
             WAIT_VARIABLE: str(workload.wait_ms),
             LATENCY_VARIABLE: folder,
+            # Where schemas are kept: of this row's registry alone.
+            "XDG_STATE_HOME": folder,
         }
         command = [sys.executable, "-m", "kafkasrcd.daemon.commands", "start", "-c", str(directory / "kafkasrcd.toml")]
         for name, value in (settings or {}).items():

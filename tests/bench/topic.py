@@ -1,9 +1,10 @@
-"""Fill a topic with records like those people have: JSON of about 250 bytes, a few keys much busier than the rest."""
+"""Fill a topic with records like those people have: 250 bytes as JSON, a few keys much busier than the rest."""
 
 import random
 from bisect import bisect
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from typing import Any
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -23,6 +24,7 @@ ZIPF_EXPONENT = 0.5
 messages/s, which no row comes near. Of 10,000 keys it would be 20,000, and the rows would measure that."""
 
 DrawUser = Callable[[random.Random], int]
+Encode = Callable[[dict[str, Any]], bytes]
 
 
 def skewed(chance: random.Random) -> int:
@@ -36,29 +38,37 @@ def zipf() -> DrawUser:
     return lambda chance: bisect(sums, chance.random() * sums[-1])
 
 
-def order_records(count: int, seed: int = 1, draw_user: DrawUser = skewed) -> Iterator[tuple[bytes, bytes]]:
-    """`count` pairs of key and JSON value, the same for the same seed. The key is the user."""
+def orders(count: int, seed: int = 1, draw_user: DrawUser = skewed) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """`count` pairs of key and order, the same for the same seed. The key is the user."""
     chance = random.Random(seed)
     for number in range(count):
         user_id = draw_user(chance)
         cents = chance.randrange(100, 1_000_000)
-        order = {
-            "order_id": f"{number:010d}-{chance.getrandbits(32):08x}",
-            "user": {"id": user_id, "country": _COUNTRIES[user_id % 5], "vip": user_id % 50 == 0},
-            "status": _STATUSES[number % 5],
-            "amounts": {"net": cents / 100, "tax": cents // 5 / 100, "currency": "EUR"},
-            "items": [chance.randrange(100_000), chance.randrange(100_000)],
-            "created_at_ms": _FIRST_MS + number,
-            "note": None,
-            "trace": f"{chance.getrandbits(64):016x}",
-        }
-        yield b"user-%d" % user_id, orjson.dumps(order)
+        yield (
+            b"user-%d" % user_id,
+            {
+                "order_id": f"{number:010d}-{chance.getrandbits(32):08x}",
+                "user": {"id": user_id, "country": _COUNTRIES[user_id % 5], "vip": user_id % 50 == 0},
+                "status": _STATUSES[number % 5],
+                "amounts": {"net": cents / 100, "tax": cents // 5 / 100, "currency": "EUR"},
+                "items": [chance.randrange(100_000), chance.randrange(100_000)],
+                "created_at_ms": _FIRST_MS + number,
+                "note": None,
+                "trace": f"{chance.getrandbits(64):016x}",
+            },
+        )
 
 
 def fill_with_orders(
-    cluster: KafkaCluster, topic: str, *, messages: int, partitions: int, draw_user: DrawUser = skewed
+    cluster: KafkaCluster,
+    topic: str,
+    *,
+    messages: int,
+    partitions: int,
+    draw_user: DrawUser = skewed,
+    encode: Encode = orjson.dumps,
 ) -> None:
-    """Create the topic and produce the records into it, partitioned by key. Blocks: about 5 s a million.
+    """Create the topic and produce the orders into it, partitioned by key. Blocks: about 5 s a million.
 
     Raises KafkaException where a record was refused.
     """
@@ -79,7 +89,8 @@ def fill_with_orders(
             "on_delivery": on_delivery,
         }
     )
-    for number, (key, value) in enumerate(order_records(messages, draw_user=draw_user)):
+    for number, (key, order) in enumerate(orders(messages, draw_user=draw_user)):
+        value = encode(order)
         while True:
             try:
                 producer.produce(topic, value, key)

@@ -1,7 +1,7 @@
 """What `handlers.pay` leaves in PostgreSQL: the tables, and what is in them."""
 
 from tests.chaos.handling import Handling
-from tests.chaos.payment import Payment
+from tests.chaos.payment import Flaw, Payment
 from tests.ledger import Coordinate
 from tests.postgres import PostgresServer
 
@@ -10,7 +10,7 @@ _TABLES = (
     # order: a partition's next owner begins after the one before has committed, so its identifiers are larger.
     "CREATE TABLE payments (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, partition int NOT NULL,"
     " record_offset bigint NOT NULL, account text NOT NULL, number bigint NOT NULL, amount bigint NOT NULL,"
-    " at_ns bigint NOT NULL, daemon int NOT NULL, pid int NOT NULL)",
+    " flaw text NOT NULL, at_ns bigint NOT NULL, daemon int NOT NULL, pid int NOT NULL)",
     "CREATE TABLE balances (account text PRIMARY KEY, total bigint NOT NULL)",
 )
 
@@ -24,14 +24,21 @@ def create_tables(server: PostgresServer, database: str) -> None:
 def handlings_in_table(server: PostgresServer, database: str) -> list[Handling]:
     """Every effect that was committed, in the order in which they were made."""
     rows = server.execute(
-        "SELECT partition, record_offset, number, account, amount, id, at_ns, daemon, pid FROM payments ORDER BY id",
+        "SELECT partition, record_offset, number, account, amount, flaw, id, at_ns, daemon, pid"
+        " FROM payments ORDER BY id",
         database,
     )
     return [
         Handling(
-            Coordinate(partition, offset), Payment(number, account, amount), order, at_ns, daemon, pid, f"process {pid}"
+            Coordinate(partition, offset),
+            Payment(number, account, amount, Flaw(flaw)),
+            order,
+            at_ns,
+            daemon,
+            pid,
+            f"process {pid}",
         )
-        for partition, offset, number, account, amount, order, at_ns, daemon, pid in rows
+        for partition, offset, number, account, amount, flaw, order, at_ns, daemon, pid in rows
     ]
 
 

@@ -6,7 +6,7 @@ But a broker that dies, and is away for nearly a session, may have been the grou
 say that it lives, and each may have lost its partitions.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import pairwise
@@ -64,6 +64,17 @@ class Excuses:
         ):
             return Excuse.NOT_COMMITTED
         return Excuse.THAWED if self._thawed_holding(later) else None
+
+    def of_quarantine(self, deaths: int, at_ns: int) -> bool:
+        """Whether so many deaths by `at_ns`, of which a good record was blamed for each, may have been the storm's."""
+        killed = Counter(
+            disturbance.daemon
+            for disturbance in self._all
+            if disturbance.kind is FaultKind.KILL
+            and disturbance.role in (Role.HANDLER, Role.FORK_SERVER)
+            and disturbance.from_ns <= at_ns
+        )
+        return max(killed.values(), default=0) >= deaths
 
     def _died_holding(self, earlier: Handling) -> bool:
         """Whether it was the last of a process that was killed. A frozen one is killed when its partitions go, and so

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.chaos.payment import Payment
+from tests.chaos.payment import Flaw, Payment
 from tests.ledger import Coordinate
 
 
@@ -33,10 +33,10 @@ def _from_files(folders: Mapping[int, Path]) -> Iterable[Handling]:
         for path in folder.glob("payments-*"):
             pid = int(path.name.split("-")[1])
             for line in path.read_text().splitlines():
-                partition, offset, account, number, amount, at_ns = line.split()
+                partition, offset, account, number, amount, flaw, at_ns = line.split()
                 yield Handling(
                     Coordinate(int(partition), int(offset)),
-                    Payment(int(number), account, int(amount)),
+                    Payment(int(number), account, int(amount), Flaw(flaw)),
                     int(at_ns),
                     int(at_ns),
                     daemon,

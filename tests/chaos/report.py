@@ -8,8 +8,9 @@ from typing import NamedTuple
 from kafkasrcd.settings import CommitStrategy, Ordering
 
 TABLE_HEAD = (
-    "| seed | minutes | strategy | ordering | faults | messages | lost | repeated | longest stall s |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| seed | minutes | strategy | ordering | faults | messages | lost | repeated | letters | expected letters | sums "
+    "| longest stall s |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 MOST_SHOWN = 20
 """Of each kind of finding; the rest is counted."""
@@ -27,8 +28,12 @@ class StormReport(NamedTuple):
     lost: int
     repeated: Counter[str]
     """By what explains them."""
+    letters: int
+    letters_expected: int
     longest_stall_seconds: float
     stalls_by_partition: dict[int, float]
+    sums: int
+    """How often the counts of a partition were seen to add up."""
     alarms: dict[str, int]
     gave_up: int
     troubles: list[str]
@@ -47,18 +52,21 @@ class StormReport(NamedTuple):
         """A line under `TABLE_HEAD`."""
         return (
             f"| {self.seed} | {self.seconds / 60:g} | {self.strategy} | {self.ordering} | {self.injected.total()} "
-            f"| {self.messages:,} | {self.lost} | {self.repeated.total()} | {self.longest_stall_seconds:.1f} |"
+            f"| {self.messages:,} | {self.lost} | {self.repeated.total()} "
+            f"| {self.letters} | {self.letters_expected} | {self.sums:,} | {self.longest_stall_seconds:.1f} |"
         )
 
     def lines(self) -> list[str]:
         """For people."""
         told = [
             f"seed {self.seed}, {self.seconds:g} s, {self.strategy}, order by {self.ordering}: "
-            f"{self.messages:,} messages, {self.lost} lost, {self.repeated.total()} repeated",
+            f"{self.messages:,} messages, {self.lost} lost, {self.repeated.total()} repeated, "
+            f"{self.letters} dead letters of {self.letters_expected} expected",
             f"faults: {_counts(self.injected)}",
             f"repeats: {_counts(self.repeated)}",
             f"longest stall {self.longest_stall_seconds:.1f} s; by partition: "
             + ", ".join(f"{partition}: {seconds:.1f}" for partition, seconds in self.stalls_by_partition.items()),
+            f"the counts of a partition were compared {self.sums:,} times",
             f"logged: {_counts(self.alarms)}",
         ]
         if self.gave_up:

@@ -14,44 +14,47 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
-from confluent_kafka import KafkaException
 
-from kafkasrcd.errors import KafkasrcdError
 from kafkasrcd.settings import CommitStrategy, Ordering
 from tests.chaos.daemon_log import alarms, defects
 from tests.chaos.daemon_slot import DaemonSlot, described
 from tests.chaos.effects import balances, create_tables, handlings_in_table
 from tests.chaos.excuses import Excuses
 from tests.chaos.fault import daemon_name
-from tests.chaos.group import GroupView, view_group
 from tests.chaos.handlers import DAEMON_VARIABLE
 from tests.chaos.handling import Handling, handlings_in_files
 from tests.chaos.injector import Injector
 from tests.chaos.left_behind import MARK_VARIABLE, left_behind
+from tests.chaos.letters import Letters, judge_letters, letter_troubles, letters_in_store
+from tests.chaos.payment import LETTER_ERRORS
 from tests.chaos.plan import PARTITIONS, Plan
 from tests.chaos.producer import PaymentProducer
+from tests.chaos.quiet import Quiet
 from tests.chaos.report import StormReport, shortened
 from tests.chaos.stalls import longest_stall_seconds, longest_stalls_by_partition
+from tests.chaos.sums import Rules, SumsWatch
 from tests.chaos.verdict import differences, judge
-from tests.daemon_process import QUICK_SESSION, DaemonProcess
+from tests.daemon_process import HANDLERS, QUICK_SESSION, DaemonProcess
 from tests.kafka_cluster import KafkaCluster, KafkaFailed
 from tests.postgres import PostgresServer
 from tests.waiting import wait_until
 
 MESSAGES_PER_SECOND = 300
 FIRST_HANDLED_DEADLINE_SECONDS = 60.0
-CAUGHT_UP_DEADLINE_SECONDS = 180.0
-WHOLE_GROUP_DEADLINE_SECONDS = 90.0
-"""For rebalances to end: one that waits for a member in vain waits for the rebalance timeout, 50 s."""
 GONE_DEADLINE_SECONDS = 10.0
 """For processes whose supervisor has ended. The design says 2 s; a machine as busy as after a storm gets more."""
 
+CRASH_ATTEMPTS = 3
+RETRIES = 2
 _SETTINGS = (
     *QUICK_SESSION,
     "supervisor.drain_timeout_seconds=10",
-    # Not what is tested: a storm kills the same process, or the process with the same record, as often as it likes.
+    # Not what is tested: a storm kills the same process as often as it likes.
     "supervisor.worker_restarts=1000",
-    "handler.crash_attempts=1000",
+    # The storm's own kills count as well: a good record has to meet three of them in a row to be quarantined.
+    f"handler.crash_attempts={CRASH_ATTEMPTS}",
+    f"max_retries={RETRIES}",
+    "retry_backoff_ms=20",
     # 5 minutes otherwise until a new partition is seen.
     "extra_config.topic.metadata.refresh.interval.ms=2000",
     "extra_config.reconnect.backoff.max.ms=1000",
@@ -95,6 +98,10 @@ class Storm:
         self._troubles: list[str] = []
         self._slots = [self._slot(number) for number in range(plan.daemons)]
         self._producer = PaymentProducer(cluster.client_settings(), self._topic, plan.seed, MESSAGES_PER_SECOND)
+        slots = 1 if ordering is Ordering.PARTITION else HANDLERS
+        rules = Rules(slots, rolls_back=strategy is CommitStrategy.ON_CHECKPOINT, retries=RETRIES)
+        self._sums = SumsWatch(self._slots, rules)
+        self._quiet = Quiet(cluster, self._topic, self._slots, self._producer, rules)
         self._injector = Injector(plan, self._slots, cluster, self._topic, postgres, self._note)
 
     def run(self) -> StormReport:
@@ -106,6 +113,7 @@ class Storm:
         with ExitStack() as stack:
             for slot in self._slots:
                 stack.callback(slot.close)
+            stack.enter_context(self._sums)
             with self._producer:
                 for slot in self._slots:
                     slot.start()
@@ -117,7 +125,8 @@ class Storm:
                 self._producer.stop()
             if not any(slot.is_running for slot in self._slots):
                 self._slots[0].start()
-            self._await_caught_up()
+            if self._quiet.await_caught_up() and self._quiet.await_whole_group():
+                self._quiet.count_a_lot()
             self._end_daemons()
         self._await_gone()
         report = self._report()
@@ -152,70 +161,14 @@ class Storm:
     def _await_first_handled(self) -> None:
         wait_until(self._handlings, FIRST_HANDLED_DEADLINE_SECONDS, "the first payment to be handled")
 
-    def _await_caught_up(self) -> None:
-        last: list[object] = []
-
-        def caught_up() -> bool:
-            ends = self._cluster.end_offsets(self._topic)
-            committed = self._cluster.committed(self._topic, self._topic)
-            last[:] = [{p: (committed.get(p, 0), end) for p, end in ends.items() if committed.get(p, 0) != end}]
-            return not last[0]
-
-        try:
-            wait_until(
-                caught_up,
-                CAUGHT_UP_DEADLINE_SECONDS,
-                "everything to be committed",
-                seen=lambda: f"committed and end by partition: {last}",
-                ignoring=(KafkaException,),
-                interval_seconds=0.5,
-            )
-        except AssertionError as error:
-            self._troubles.append(f"{error}{''.join(self._statuses())}")
-
-    def _await_whole_group(self) -> None:
-        """Every daemon that runs is a member, and every partition has one member."""
-        partitions = self._cluster.partitions(self._topic)
-
-        def expected() -> GroupView:
-            return GroupView("STABLE", sum(slot.is_running for slot in self._slots), partitions)
-
-        try:
-            wait_until(
-                lambda: view_group(self._cluster, self._topic) == expected(),
-                WHOLE_GROUP_DEADLINE_SECONDS,
-                "every running daemon to be a member of the group, and every partition to have one",
-                seen=lambda: f"{view_group(self._cluster, self._topic)} in place of {expected()}",
-                ignoring=(KafkaException,),
-                interval_seconds=0.5,
-            )
-        except AssertionError as error:
-            self._troubles.append(f"{error}{''.join(self._statuses())}")
-
-    def _statuses(self) -> list[str]:
-        """What the daemons say of themselves."""
-        told: list[str] = []
-        for slot in self._slots:
-            try:
-                status = slot.daemon.status()
-            except (KafkasrcdError, OSError) as error:
-                told.append(f"\n    daemon {daemon_name(slot.number)}: {error}")
-                continue
-            told.append(f"\n    daemon {daemon_name(slot.number)} is {status.state}, problems: {status.problems}")
-            told += [
-                f"\n        {p.partition} is {p.state}, at {p.position}, {p.processed}, {p.committed}: {p.problem}"
-                for p in status.partitions
-            ]
-        return told
-
     def _end_daemons(self) -> None:
         """One after the other: those that are left must notice, and take over."""
-        self._await_whole_group()
+        self._quiet.await_whole_group()
         for slot in self._slots:
             slot.signal(signal.SIGTERM)
             slot.wait_ended()
             if any(other.is_running for other in self._slots):
-                self._await_whole_group()
+                self._quiet.await_whole_group()
 
     def _await_gone(self) -> None:
         with contextlib.suppress(AssertionError):
@@ -242,9 +195,11 @@ class Storm:
 
     def _report(self) -> StormReport:
         acknowledged = self._producer.acknowledged
+        unplaced = self._producer.unplaced
         handlings = self._handlings()
         produced = {where: sent.payment for where, sent in acknowledged.items()}
-        verdict = judge(produced, handlings, self._ordering, self._producer.unplaced)
+        letters = judge_letters(produced, letters_in_store(self._store_url, self._topic), unplaced.values())
+        verdict = judge(produced, handlings, self._ordering, unplaced, letters.payments)
         excuses = Excuses(self._injector.disturbances, handlings)
         repeated: Counter[str] = Counter()
         unexplained: list[str] = []
@@ -257,13 +212,16 @@ class Storm:
         troubles = [
             *self._injector.troubles,
             *self._troubles,
+            *self._quiet.troubles,
             *(trouble for slot in self._slots for trouble in slot.troubles),
+            *shortened("times the counts of a partition did not add up", self._sums.troubles),
             *shortened("payments not acknowledged", self._producer.failures),
             *shortened("lost", verdict.lost),
             *shortened("handled that were never produced", verdict.foreign),
+            *letter_troubles(letters, verdict.both, excuses, undone=self._in_table),
             *shortened("handled with another content", verdict.altered),
             *shortened("out of order", verdict.disorder),
-            *shortened("balances that are wrong", self._wrong_balances()),
+            *shortened("balances that are wrong", self._wrong_balances(letters)),
             *shortened("repeated without a fault that explains it", unexplained),
         ]
         logged: Counter[str] = Counter()
@@ -271,7 +229,7 @@ class Storm:
             text = slot.daemon.log_text()
             troubles += shortened(f"defects in the log of daemon {daemon_name(slot.number)}", defects(text))
             logged.update(alarms(text))
-        acknowledged_ns = {where: sent.at_ns for where, sent in acknowledged.items()}
+        acknowledged_ns = {where: sent.at_ns for where, sent in acknowledged.items() if where not in letters.payments}
         return StormReport(
             seed=self._plan.seed,
             seconds=self._plan.seconds,
@@ -281,20 +239,28 @@ class Storm:
             messages=len(acknowledged),
             lost=len(verdict.lost),
             repeated=repeated,
+            letters=len(letters.payments),
+            letters_expected=sum(payment.flaw in LETTER_ERRORS for payment in self._producer.made),
             longest_stall_seconds=longest_stall_seconds(acknowledged_ns, handlings),
             stalls_by_partition=longest_stalls_by_partition(acknowledged_ns, handlings),
+            sums=self._sums.compared,
             alarms=logged,
             gave_up=sum(slot.gave_up for slot in self._slots),
             troubles=troubles,
             folder=self._folder,
         )
 
-    def _wrong_balances(self) -> list[str]:
-        """Accounts whose balance is not what the producer has paid to them."""
+    def _wrong_balances(self, letters: Letters) -> list[str]:
+        """Accounts whose balance is not what the producer has paid to them, but for what has a dead letter."""
         if not self._in_table:
             return []
         assert self._postgres is not None
-        return differences(self._producer.totals, balances(self._postgres, self._database))
+        unpaid = {payment.number for payment in letters.payments.values()}
+        totals: Counter[str] = Counter()
+        for payment in self._producer.made:
+            if payment.number not in unpaid:
+                totals[payment.account] += payment.amount
+        return differences(totals, balances(self._postgres, self._database))
 
     def _repeat(self, earlier: Handling, later: Handling) -> str:
         began_ns = self._injector.began_ns

@@ -16,9 +16,11 @@ class Verdict(NamedTuple):
     """`repeats` has each handling that was not the record's last, with the one that came after it."""
 
     lost: list[Coordinate | Payment]
-    """A payment, where nobody knows its place."""
+    """Neither handled nor a dead letter; a payment, where nobody knows its place."""
+    both: list[Coordinate]
+    """Handled, and a dead letter too."""
     foreign: list[Coordinate]
-    """Handled, and never acknowledged."""
+    """Handled or a dead letter, and never acknowledged."""
     altered: list[str]
     """Handled with another content than was produced."""
     disorder: list[str]
@@ -30,9 +32,10 @@ def judge(
     handlings: Iterable[Handling],
     ordering: Ordering,
     unplaced: Mapping[int, Payment] = MappingProxyType({}),
+    letters: Mapping[Coordinate, Payment] = MappingProxyType({}),
 ) -> Verdict:
     """Compare; `ordering` says which records had to be handled in the order of their offsets. `unplaced`, by number:
-    produced too, with an offset that nobody knows."""
+    produced too, with an offset that nobody knows. `letters`: what has a dead letter."""
     times: defaultdict[Coordinate, list[Handling]] = defaultdict(list)
     altered: list[str] = []
     for handling in sorted(handlings, key=lambda handling: handling.order):
@@ -40,13 +43,15 @@ def judge(
         payment = produced.get(handling.coordinate)
         if payment is not None and payment != handling.payment:
             altered.append(f"{handling.coordinate} is {payment} and was handled as {handling.payment}")
-    unknown = {where: times[where][0].payment for where in times.keys() - produced.keys()}
+    seen = {**letters, **{where: all_times[0].payment for where, all_times in times.items()}}
+    unknown = {where: seen[where] for where in seen.keys() - produced.keys()}
     found = {payment.number for payment in unknown.values() if unplaced.get(payment.number) == payment}
     return Verdict(
         lost=[
-            *sorted(produced.keys() - times.keys()),
+            *sorted(produced.keys() - seen.keys()),
             *(payment for number, payment in sorted(unplaced.items()) if number not in found),
         ],
+        both=sorted(times.keys() & letters.keys()),
         foreign=sorted(where for where, payment in unknown.items() if payment.number not in found),
         altered=altered,
         disorder=_disorder([all_times[0] for all_times in times.values()], ordering),

@@ -1,4 +1,4 @@
-"""Handler processes that do not get on: for how long a call of the handler goes on, and where their threads are."""
+"""Processes that do not get on: for how long a call of the user's code goes on, and where their threads are."""
 
 import asyncio
 import os
@@ -7,6 +7,8 @@ from typing import Final
 from kafkasrcd.daemon.child_processes import ChildProcess
 from kafkasrcd.workers.control import STACKS_SIGNAL
 
+MOST_STACKS: Final = 8_000
+"""Characters: what is quarantined goes along with each binding, or a worker's start, in one packet."""
 _LONGEST_STEP_SECONDS: Final = 2.0
 """Of a supervisor that was away itself, no more than this counts: nobody looked."""
 _ANSWER_SECONDS: Final = 1.0
@@ -14,7 +16,7 @@ _ANSWER_SECONDS: Final = 1.0
 
 
 class Hands:
-    """The calls of one handler process, by binding."""
+    """The calls of one process: of a handler process by binding, of a worker one."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, float, float]] = {}
@@ -39,7 +41,7 @@ class Hands:
 
 
 class Stacks:
-    """A file in memory, which a handler process writes the stacks of its threads to when it is asked."""
+    """A file in memory, which a process writes the stacks of its threads to when it is asked."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("kafkasrcd-stacks", os.MFD_CLOEXEC)
