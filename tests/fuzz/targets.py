@@ -30,7 +30,7 @@ from kafkasrcd.workers.payload import decoder_of
 from kafkasrcd.workers.preparing import Preparer
 from kafkasrcd.workers.ring import PAGE, RingReader, RingWriter, format_ring, ring_bytes
 from kafkasrcd.workers.schema_cache import Complete, SchemaCache
-from kafkasrcd.workers.schema_document import Reference, RegistryAway, SchemaDocument
+from kafkasrcd.workers.schema_document import Reference, RegistryAway, SchemaDocument, SchemaName
 from kafkasrcd.workers.schema_registry import SchemaRegistry
 
 Target = Callable[[bytes], None]
@@ -398,7 +398,7 @@ class _Answers(SchemaRegistry):
         super().__init__(SchemaRegistrySettings(url="http://127.0.0.1:1"), Path())
         self.answers: list[bytes] = []
 
-    def _request(self, path: str, number: int | None = None) -> bytes:
+    def _request(self, path: str, number: SchemaName | None = None) -> bytes:
         if not self.answers:
             raise RegistryAway("it has no more answers")
         return self.answers.pop(0)
@@ -411,7 +411,7 @@ class _Known(SchemaCache):
         super().__init__(_Answers(), None)
         self._document = document
 
-    def get(self, number: int, complete: Complete | None = None) -> SchemaDocument:
+    def get(self, number: SchemaName, complete: Complete | None = None) -> SchemaDocument:
         return self._document
 
 
