@@ -1,5 +1,6 @@
 """Handlers for tests/test_pauses.py."""
 
+import time
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,5 +22,6 @@ async def append_async(message: Message[Any]) -> None:
 def refuse(message: Message[Any]) -> None:
     """{"bad": true} is one for the dead letters."""
     if message.payload.get("bad"):
+        time.sleep(0.005)  # so that a supervisor that looks in each turn of its loop sees some of them, and not all
         raise ValueError("told to")
     ledger.append(message)

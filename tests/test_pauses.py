@@ -191,7 +191,7 @@ def test_a_pause_goes_along_to_another_member(kafka: KafkaCluster, topic: str, t
 
 def test_the_breaker_stops_a_partition_that_fails(kafka: KafkaCluster, topic: str, tmp_path: Path) -> None:
     bad, good = orjson.dumps({"bad": True}), orjson.dumps({"bad": False})
-    kafka.produce(topic, [Record(HELD, None, value) for value in [bad] * 100 + [good] * 100])
+    kafka.produce(topic, [Record(HELD, None, value) for value in [bad] * 400 + [good] * 100])
     kafka.produce(topic, [Record(0, None, good) for _ in range(500)])
     settings = (
         *QUICK_SESSION,
@@ -222,7 +222,7 @@ def test_the_breaker_stops_a_partition_that_fails(kafka: KafkaCluster, topic: st
             "the other partition done",
         )
         found = letters()
-        assert 10 <= len(found) < 100
+        assert 10 <= len(found) < 300
         assert daemon.terminate() == 0
         daemon.start()
         held = _held(daemon.wait_status(_is_held, "the partition paused after a restart"))
@@ -235,15 +235,15 @@ def test_the_breaker_stops_a_partition_that_fails(kafka: KafkaCluster, topic: st
             lambda status: (held := _held(status)) is not None and held.dead_lettered >= 10 and held.state == "paused",
             "the breaker to trip again, after as many records as the first time",
         )
-        while daemon.status().partitions[HELD].committed != 200:
+        while daemon.status().partitions[HELD].committed != 500:
             if _is_held(daemon.status()):
                 _command(tmp_path, topic, "resume", topic)
             daemon.wait_status(
-                lambda status: _is_held(status) or status.partitions[HELD].committed == 200, "the next stop, or the end"
+                lambda status: _is_held(status) or status.partitions[HELD].committed == 500, "the next stop, or the end"
             )
         assert daemon.terminate() == 0
-    assert letters() == list(range(100))
+    assert letters() == list(range(400))
     assert Ledger(tmp_path).counts.keys() == {Coordinate(0, number) for number in range(500)} | {
-        Coordinate(HELD, number) for number in range(100, 200)
+        Coordinate(HELD, number) for number in range(400, 500)
     }
     assert not Ledger(tmp_path).repeated
