@@ -99,7 +99,7 @@ class ClientCredentials:
 def _said(content: bytes) -> str:
     try:
         refusal = msgspec.json.decode(content, type=_Refusal)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return ""
     words = ": ".join(word for word in (refusal.error, refusal.error_description) if word)
     return f" ({words})" if words else ""
