@@ -294,14 +294,28 @@ class Assignment:
         if auto and partition.paused is not None and partition.state in WORKING and not partition.moving:
             self._begin_move(partition, None)
 
-    def _begin_move(self, partition: Partition, target: int | None) -> None:
-        """Start the partition anew with a new claim, rings and worker: at ``target`` once the rings are dry, or, where
-        that is None, now and where it is."""
-        partition.moving = True  # at once: its worker's end may be the next thing that is heard
-        self._begin_task(self._move(partition, target))
+    def seek(self, name: TopicPartition, offset: int) -> bool:
+        """Go on at ``offset`` without having handled what is in the rings; False where it is not at work here."""
+        partition = self.partitions.get(name)
+        if partition is None or partition.state not in WORKING or partition.moving:
+            return False
+        self._begin_move(partition, offset, dry=False)
+        return True
 
-    async def _move(self, partition: Partition, target: int | None) -> None:
-        while target is not None and partition.state in WORKING and not _is_dry(partition) and not partition.contested:
+    def _begin_move(self, partition: Partition, target: int | None, *, dry: bool = True) -> None:
+        """Start the partition anew with a new claim, rings and worker: at ``target`` once the rings are ``dry``, or,
+        where that is None, now and where it is."""
+        partition.moving = True  # at once: its worker's end may be the next thing that is heard
+        self._begin_task(self._move(partition, target, dry=dry))
+
+    async def _move(self, partition: Partition, target: int | None, *, dry: bool) -> None:
+        while (
+            dry
+            and target is not None
+            and partition.state in WORKING
+            and not _is_dry(partition)
+            and not partition.contested
+        ):
             await asyncio.sleep(_DRY_LOOK_SECONDS)
         if partition.state not in WORKING:
             return

@@ -75,6 +75,9 @@ class ChildProcess:
         self.exited.set()
         self._on_exit(exit_code)
 
+    def closed(self) -> None:
+        """It says nothing any more; of our own children the fork server tells the rest."""
+
     def _readable(self) -> None:
         while self.exit_code is None:
             try:
@@ -83,6 +86,7 @@ class ChildProcess:
                 return
             if received is None:
                 asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                self.closed()
                 return
             self._on_message(received[0])
 

@@ -12,6 +12,7 @@ import msgspec
 from kafkasrcd.daemon.backoff import RestartBackoff
 from kafkasrcd.daemon.child_processes import ChildProcess, ForkServer
 from kafkasrcd.daemon.hung_calls import MOST_STACKS, Hands, Stacks
+from kafkasrcd.daemon.lifecycle import State
 from kafkasrcd.daemon.partition import Partition
 from kafkasrcd.errors import ConfigurationError, KafkasrcdError, WorkerBootError
 from kafkasrcd.settings import OnFailure, Settings
@@ -202,7 +203,7 @@ class HandlerPool:
             slot = self.slots[number]
             self.letters.on_unbound(binding)
             if slot.bound.pop(binding, None) is not None and slot.child is not None and slot.ready:
-                slot.child.send(Unbind(binding))
+                slot.child.send(Unbind(binding, lost=partition.state is State.LOST))
         partition.bindings.clear()
 
     def redeliver(self, binding: int, letters: Sequence[LetterDue]) -> bool:
@@ -245,12 +246,7 @@ class HandlerPool:
 
     def _spawn(self, slot: HandlerSlot) -> None:
         slot.ready = False
-        slot.child = self._fork_server.spawn(
-            "handler",
-            f"kafkasrcd-h{slot.slot}",
-            lambda message: self._on_message(slot, message),
-            lambda exit_code: self._on_exit(slot, exit_code),
-        )
+        slot.child = self._process(slot)
         setup = Setup(
             settings=self._setup,
             base_directory=self._base_directory,
@@ -261,6 +257,14 @@ class HandlerPool:
         slot.hands.clear()
         slot.killed_for = ""
         slot.child.send(setup, (slot.bell, slot.stacks.fd))
+
+    def _process(self, slot: HandlerSlot) -> ChildProcess:
+        return self._fork_server.spawn(
+            "handler",
+            f"kafkasrcd-h{slot.slot}",
+            lambda message: self._on_message(slot, message),
+            lambda exit_code: self._on_exit(slot, exit_code),
+        )
 
     def _on_message(self, slot: HandlerSlot, message: ControlMessage) -> None:
         if isinstance(message, HandlerReady):

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,7 @@ from kafkasrcd.daemon.status_report import (
 )
 from kafkasrcd.errors import GroupError, StoreUnavailable
 from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.offset_store import TopicPartition
 from kafkasrcd.storage.opening import open_store
 from kafkasrcd.version import installed_version
 from kafkasrcd.workers.deadline import Deadline
@@ -75,7 +76,15 @@ class DaemonState(StrEnum):
 class Supervisor:
     """One run of the daemon, from start to end."""
 
-    def __init__(self, settings: Settings, base_directory: Path, store_url: str, control_path: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        base_directory: Path,
+        store_url: str,
+        control_path: Path,
+        make_pool: Callable[..., HandlerPool] = HandlerPool,
+    ) -> None:
+        """``make_pool``: of who handles the records, where these are no handler processes."""
         self._settings = settings
         self._base_directory = base_directory
         self._store_url = store_url
@@ -96,7 +105,7 @@ class Supervisor:
         layout = layout_of(settings.handler.ordering, processes)
         self._recorder = Recorder(settings, f"{socket.gethostname()}:{os.getpid()}", layout)
         self._assignment = Assignment(settings, self._fork_server, self._recorder, base_directory, schema_directory())
-        self._handlers = self._assignment.handlers = HandlerPool(
+        self._handlers = self._assignment.handlers = make_pool(
             settings, layout, base_directory, self._fork_server, store_url, self._assignment, schema_directory()
         )
         self._due = self._handlers.letters = DueLetters(
@@ -164,6 +173,24 @@ class Supervisor:
             if self._drain_deadline is not None:
                 self._drain_deadline.shorten(0.0)
         self._stop_asked.set()
+
+    async def record_now(self) -> str:
+        """Record what is processed, without waiting for the interval; why it is not, or empty."""
+        mine = list(self._assignment.partitions.values())
+        if await self._assignment.recording.record_finally(mine, Deadline(0.0)):
+            return ""
+        return self._assignment.recording.store_problem or "the group has not taken all of it"
+
+    def seek(self, name: TopicPartition, offset: int) -> bool:
+        """Go on with a partition at ``offset``, now: what is in its ring is dropped. False where it is not ours."""
+        return self._assignment.seek(name, offset)
+
+    def abandon(self) -> None:
+        """Who handles the records is gone, with what was in their hands: record what is processed, and end."""
+        for partition in self._assignment.partitions.values():
+            for slot in partition.memory.slots if partition.memory is not None else ():
+                slot.handler_ended()
+        self.stop()
 
     def _decline_reload(self) -> None:
         self._log.warning("reload_declined", "SIGHUP changes nothing: restart kafkasrcd to load new code or settings")

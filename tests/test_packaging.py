@@ -175,8 +175,9 @@ def layer_of(module: str) -> int:
     return max((place for place, name in enumerate(LAYERS[1:], 1) if f"{module}.".startswith(f"{name}.")), default=0)
 
 
-@pytest.mark.parametrize("module", modules())
+@pytest.mark.parametrize("module", [module for module in modules() if module != "kafkasrcd"])
 def test_imports_go_one_way(module: str) -> None:
+    """But for the package's own front, which names what others have, and loads it when it is asked for."""
     path = modules()[module]
     upwards = [
         f"{path.relative_to(ROOT)}:{line}: {imported}"

@@ -144,9 +144,10 @@ class LettersDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Unbind(msgspec.Struct, frozen=True, tag=True):
-    """The ring is not to be looked at again."""
+    """The ring is not to be looked at again. ``lost``: what was in hand was not waited for."""
 
     binding: int
+    lost: bool = False
 
 
 class RecordFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -182,6 +183,51 @@ class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     binding: int
     reason: str
+
+
+class OpenSource(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a program, first: run for it. ``settings`` is the Settings as JSON."""
+
+    settings: bytes
+    base_directory: str
+    store_url: str
+    control_path: str
+
+    def __repr__(self) -> str:
+        """Without settings and URL, which may have passwords."""
+        return f"OpenSource(control_path={self.control_path!r})"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a program: record now what it has processed, or committed, and answer with ``Recorded`` of this number."""
+
+    number: int
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To a program: store and Kafka have it; or ``problem`` says why not."""
+
+    number: int
+    problem: str = ""
+
+
+class Seek(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From a program: go on with this partition at ``offset``, now."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """From a program: drain, record, leave the group, end."""
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To a program: the engine ends, by an error of the class ``error``; or as it was told, and that is empty."""
+
+    error: str = ""
+    reason: str = ""
 
 
 class Exit(msgspec.Struct, frozen=True, tag=True):
@@ -228,6 +274,12 @@ ControlMessage = (
     | LetterRefused
     | StoreAway
     | Fenced
+    | OpenSource
+    | Record
+    | Recorded
+    | Seek
+    | Close
+    | Ended
     | Exit
     | Spawn
     | Spawned

@@ -25,6 +25,7 @@ from kafkasrcd.workers.ring import (
     HEAD,
     IN_FLIGHT,
     IN_HANDS,
+    KEPT_OPEN,
     LETTER,
     LINE,
     PAGE,
@@ -86,7 +87,7 @@ class SlotMemory:
         ring or done.
         """
         tail = self.cells[TAIL]
-        if self.cells[HEAD] == tail:
+        if self.cells[HEAD] == tail and not self.cells[KEPT_OPEN]:
             return max(position, self.cells[cell])
         return self.cells[cell]
 

@@ -59,6 +59,8 @@ REDELIVERED: Final = 20 * LINE
 """Letters whose record was handled again, and is done."""
 GIVEN_UP_LATER: Final = 22 * LINE
 """Records put aside before, that failed for the last time."""
+KEPT_OPEN: Final = 23 * LINE
+"""1 while records that are released already are not committed yet: an empty ring does not say that all is done."""
 LETTER: Final = 21 * LINE
 """While the handler has the record of a letter in its hands, the letter's id; of several, one. Else 0."""
 

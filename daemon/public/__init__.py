@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kafkasrcd.daemon.kafka_source import KafkaSource
+    from kafkasrcd.daemon.source_config import KafkaSourceConfig
+    from kafkasrcd.daemon.source_metrics import KafkaSourceMetrics
+    from kafkasrcd.daemon.state_backends import MemoryStateBackend, SqlStateBackend
     from kafkasrcd.deserializer import Deserializer
     from kafkasrcd.errors import (
         AssignmentLost,
@@ -49,7 +53,11 @@ __all__ = [
     "HandlerError",
     "HandlerMisuse",
     "Headers",
+    "KafkaSource",
+    "KafkaSourceConfig",
+    "KafkaSourceMetrics",
     "KafkasrcdError",
+    "MemoryStateBackend",
     "Message",
     "NotRunning",
     "OffsetWentBackwards",
@@ -59,6 +67,7 @@ __all__ = [
     "RetryLater",
     "RingCorrupted",
     "RingError",
+    "SqlStateBackend",
     "StaleAssignment",
     "StoreError",
     "StoreUnavailable",
@@ -72,9 +81,14 @@ _HOMES = {
     "CommitStrategy": "settings",
     "Deserializer": "deserializer",
     "Headers": "message",
+    "KafkaSource": "daemon.kafka_source",
+    "KafkaSourceConfig": "daemon.source_config",
+    "KafkaSourceMetrics": "daemon.source_metrics",
+    "MemoryStateBackend": "daemon.state_backends",
     "Message": "message",
     "Reject": "outcomes",
     "RetryLater": "outcomes",
+    "SqlStateBackend": "daemon.state_backends",
 }
 
 
