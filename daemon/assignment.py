@@ -172,7 +172,7 @@ class Assignment:
                 assignment_epoch=memory.epoch,
                 start_offset=memory.position,
                 layout=self.handlers.layout,
-                layers=partition.reached().carried,
+                layers=partition.done_before,
                 shape=self.handlers.shape(name.topic),
                 refused=partition.deadly.refused,
             ),

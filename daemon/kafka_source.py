@@ -99,6 +99,11 @@ class KafkaSource(Generic[T]):
         ``on_lost`` (another member may be at it already) when there will be no more.
         """
         self._config = config
+        if config.commit_strategy is CommitStrategy.ON_CHECKPOINT:
+            raise errors.ConfigurationError(
+                "commit_strategy on_checkpoint: a KafkaSource has no transactions yet; take periodic or manual, or the "
+                "daemon (kafkasrcd start)"
+            )
         self._is_auto = config.commit_strategy is CommitStrategy.AUTO
         self._backend = state_backend or MemoryStateBackend()
         self._topics = list(config.topics)

@@ -112,6 +112,8 @@ class Partition:
         self._strategy = settings.commit_strategy
         self._layout: Layout = WHOLE
         self._carried: tuple[Layer, ...] = ()
+        self._own: tuple[Layer, ...] = ()
+        """How far its slots had got before, where some had got further than where it starts."""
         self.ring_is_broken = False
         """Nothing its rings say is trusted but how far the handler has got."""
         self._least: list[int] = []
@@ -222,6 +224,7 @@ class Partition:
         self.ring_is_broken = False
         self._layout = layout
         self._carried = start.carried(layout)
+        self._own = beyond(start.next_offset, (Layer(layout, starts),))
         self._least = list(starts)
 
     def reached(self, *, again: bool = False) -> Reached:
@@ -246,6 +249,11 @@ class Partition:
             )
         self._carried = beyond(min(self._least), self._carried)
         return Reached(memory.epoch, tuple(self._least), self._layout, self._carried, stored)
+
+    @property
+    def done_before(self) -> tuple[Layer, ...]:
+        """What a worker need not hand off. Not what was done since: each of its workers counts what it hands off."""
+        return (*self._own, *self.reached().carried)
 
     @property
     def epoch(self) -> int | None:

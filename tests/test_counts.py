@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import orjson
 import pytest
@@ -43,6 +44,25 @@ def test_deaths_of_workers_and_handlers_count_no_record_twice_and_none_too_few(
         (partition,) = daemon.wait_caught_up({0: RECORDS}).partitions
         assert partition.worker.restarts == 4
         assert (partition.messages, partition.succeeded) == (RECORDS, RECORDS)
+
+
+def test_what_one_slot_had_done_beyond_another_is_not_handed_off_again(
+    kafka: KafkaCluster, topic_name: str, tmp_path: Path
+) -> None:
+    """By key: one slot is held up at its first record, the other gets to the end; then the daemon is started anew."""
+    kafka.create_topic(topic_name)
+    keys = [next(key for key in map(b"%d".__mod__, range(100)) if crc32(key) % 2 == slot) for slot in (0, 1)]
+    slow, plain = orjson.dumps({"do": "sleep", "seconds": 2}), orjson.dumps({})
+    kafka.produce(topic_name, [Record(0, keys[n % 2], slow if n == 0 else plain) for n in range(200)])
+    settings = (*QUICK_SESSION, "handler.ordering=key")
+    with DaemonProcess(tmp_path, kafka.bootstrap, topic_name, "tests.fault_handlers:obey", settings=settings) as daemon:
+        wait_until(lambda: Ledger(tmp_path).counts.total() == 100, 30, "the other slot to be at the end")
+        assert daemon.terminate() == 0
+        daemon.start()
+        (partition,) = daemon.wait_caught_up({0: 200}).partitions
+        assert (partition.messages, partition.succeeded) == (99, 99)
+        assert daemon.terminate() == 0
+    assert not Ledger(tmp_path).repeated
 
 
 def _wait_handled(folder: Path, least: int) -> None:

@@ -263,6 +263,8 @@ def test_an_exception_in_the_block_leaves_the_message_in_hand_for_the_next(kafka
 def test_wrong_uses_are_told_in_one_sentence(kafka: KafkaCluster, topic: str) -> None:
     with pytest.raises(ConfigurationError, match="brokers"):
         KafkaSource(_config(kafka, topic, brokers="here:there"), payload_type=Order)
+    with pytest.raises(ConfigurationError, match="on_checkpoint"):
+        KafkaSource(_config(kafka, topic, commit_strategy=CommitStrategy.ON_CHECKPOINT))
     source = KafkaSource(KafkaSourceConfig(brokers=kafka.bootstrap, group_id=topic))
     with pytest.raises(ConfigurationError, match="no topics"):
         source.poll()

@@ -114,6 +114,8 @@ def _run_child(request: Spawn, role: Role, descriptor: int, parent: int) -> NoRe
         exit_code = role(channel)
     except SystemExit as ending:
         exit_code = ending.code if isinstance(ending.code, int) else 1
+    except BrokenPipeError:
+        exit_code = 0  # the supervisor is gone, and the death signal on its way
     except BaseException as error:  # noqa: BLE001 - the last place where it can be said
         EventLog(request.role).error("process_failed", f"{request.title} ends by {error!r}", cause=error)
     finally:
