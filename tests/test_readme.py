@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def project(tmp_path: Path) -> Path:
     """A folder with the README's handler and configuration, in a place with a space in its name."""
     folder = tmp_path / "my project"
     folder.mkdir()
-    (handler,) = _blocks("python")
+    handler, _ = _blocks("python")
     (configuration,) = _blocks("toml")
     (folder / "handlers.py").write_text(handler)
     (folder / "kafkasrcd.toml").write_text(configuration)
@@ -50,6 +51,24 @@ def _environment(project: Path, brokers: str) -> dict[str, str]:
         "XDG_STATE_HOME": str(project / "state"),
         "XDG_RUNTIME_DIR": str(project),
     }
+
+
+@pytest.mark.kafka
+def test_the_program_works_when_pasted(kafka: KafkaCluster, tmp_path: Path) -> None:
+    kafka.create_topic("orders-of-a-program")
+    kafka.produce("orders-of-a-program", [Record(0, None, b'{"order_id": "A-%d", "amount": 1}' % n) for n in range(3)])
+    _, program = _blocks("python")
+    program = program.replace("localhost:9092", kafka.bootstrap).replace('"orders"', '"orders-of-a-program"')
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, "-u", str(tmp_path / "program.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(3)] == [f"A-{n} {n}\n" for n in range(3)]
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert said.endswith("KeyboardInterrupt\n")
+    # The last one was done when the next one was asked for.
+    assert kafka.committed("billing", "orders-of-a-program") == {0: 3}
 
 
 @pytest.mark.kafka
