@@ -4,13 +4,13 @@ It is not ours to start, to end or to watch: a message may stay in its hands for
 revocation, which waits for it until its deadline. What it says after that is not heard.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kafkasrcd.daemon.child_processes import ChildProcess, OnExit, OnMessage
 from kafkasrcd.daemon.handler_pool import HandlerPool, HandlerSlot
 from kafkasrcd.daemon.partition import Partition
-from kafkasrcd.workers.control import ControlChannel, ControlMessage, Unbind
+from kafkasrcd.workers.control import ControlChannel, ControlMessage, LetterDue, Unbind
 
 
 class Program(ChildProcess):
@@ -55,6 +55,10 @@ class ProgramPool(HandlerPool):
             self._on_asked(message)
 
         return Program(self._pid, self._channel, heard, lambda _: None, self._on_gone)
+
+    def redeliver(self, binding: int, letters: Sequence[LetterDue]) -> bool:
+        """A program has no handler that letters could go through: they wait for a daemon of the group."""
+        return False
 
     def watch(self, now: float) -> None:
         """There is nothing that takes too long."""

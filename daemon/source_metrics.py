@@ -58,6 +58,11 @@ def metrics_of(counts: dict[TopicPartition, Counts], status: Status | None) -> K
     )
 
 
+def merged(before: dict[TopicPartition, Counts], now: dict[TopicPartition, Counts]) -> dict[TopicPartition, Counts]:
+    """Both, added up."""
+    return {name: before.get(name, Counts()) + now.get(name, Counts()) for name in sorted(before.keys() | now.keys())}
+
+
 def lag_of(status: Status | None) -> dict[int, int]:
     """By partition number, as far as it is known."""
     lag: dict[int, int] = {}

@@ -5,8 +5,8 @@ The driver's connection is in autocommit, and BEGIN, SAVEPOINT and COMMIT are se
 or Session works as it does elsewhere.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
@@ -260,14 +260,7 @@ class EffectsTransaction:
         Raises what ``function`` raises, with only this call's effects rolled back; StoreUnavailable or TransactionEnded
         where the whole transaction is gone.
         """
-        connection = self._begun()
-        try:
-            for statement in self._effects.next_savepoint if self._in_savepoint else (SAVEPOINT,):
-                connection.exec_driver_sql(statement)
-            self._in_savepoint = True
-        except SQLAlchemyError as error:
-            raise self._gone(self._effects.explain(error)) from error
-        self._effects.in_call = True
+        connection = self._savepoint()
         try:
             if kind == "connection":
                 returned = function(argument, connection)
@@ -282,6 +275,19 @@ class EffectsTransaction:
         finally:
             self._effects.call_ended()
         return returned
+
+    @contextmanager
+    def scope(self) -> Iterator[Connection]:
+        """As a call of what is in the ``with`` block."""
+        connection = self._savepoint()
+        try:
+            yield connection
+            self._effects.check_after(connection)
+        except BaseException as error:
+            self._undo_call(connection, error)
+            raise
+        finally:
+            self._effects.call_ended()
 
     def bury(self, letter: DeadLetter) -> None:
         """Keep ``letter``, in a savepoint as a call.
@@ -371,6 +377,18 @@ class EffectsTransaction:
         """Undo what is open, and disconnect."""
         self._drop()
         self._effects.close()
+
+    def _savepoint(self) -> Connection:
+        """For one more call."""
+        connection = self._begun()
+        try:
+            for statement in self._effects.next_savepoint if self._in_savepoint else (SAVEPOINT,):
+                connection.exec_driver_sql(statement)
+            self._in_savepoint = True
+        except SQLAlchemyError as error:
+            raise self._gone(self._effects.explain(error)) from error
+        self._effects.in_call = True
+        return connection
 
     def _begun(self) -> Connection:
         try:

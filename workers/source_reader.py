@@ -5,19 +5,23 @@ Used by one thread at a time. Nothing here waits: who does, sleeps on ``bell`` a
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import repeat
+from typing import Any, NamedTuple
 
 from kafkasrcd.errors import RingCorrupted
 from kafkasrcd.message import Message
-from kafkasrcd.settings import Settings
-from kafkasrcd.storage.offset_store import TopicPartition
+from kafkasrcd.settings import CommitStrategy, Settings
+from kafkasrcd.storage.offset_store import Advance, TopicPartition
 from kafkasrcd.workers.clock import boottime_ns
 from kafkasrcd.workers.commits import Commits
 from kafkasrcd.workers.control import (
     Bind,
     ControlChannel,
+    ControlMessage,
     Ended,
+    Fenced,
     HandlerReady,
     Recorded,
     RingBroken,
@@ -31,14 +35,25 @@ from kafkasrcd.workers.formats import Formats
 from kafkasrcd.workers.frame import Columns
 from kafkasrcd.workers.handler_target import HandlerTarget
 from kafkasrcd.workers.partition_memory import BYTES, LEASE
-from kafkasrcd.workers.ring import COMMITTABLE, FAILURES, HANDLED, IN_FLIGHT, KEPT_OPEN, PROCESSED, SKIPPED
+from kafkasrcd.workers.ring import COMMITTABLE, FAILURES, HANDLED, IN_FLIGHT, KEPT_OPEN, PROCESSED, SKIPPED, UNSAVED
 
 
 class SourceCursor(PartitionCursor):
     """With ``manual`` what is not committed need not be kept: should the program die, its partitions are read again
     from the committed offset by whoever gets them. Else a program that commits now and then would fill the ring."""
 
+    in_transactions = False
+    """With ``on_checkpoint``."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something of it was taken that is not committed."""
+        return bool(self.cells[UNSAVED])
+
     def release_done(self) -> None:
+        if self.in_transactions:
+            super().release_done()  # what is rolled back is read again
+            return
         done = self.cells[PROCESSED]
         position = None
         while self._releases and self._releases[0][0] < done:
@@ -48,21 +63,23 @@ class SourceCursor(PartitionCursor):
             self.reader.release(position)
 
 
-class Counts:
-    """What a source has had of one partition, over all its assignments."""
+class Counts(NamedTuple):
+    """What a source has had of one partition."""
 
-    def __init__(self) -> None:
-        self.consumed = self.failed = self.bytes = 0
+    consumed: int = 0
+    failed: int = 0
+    bytes: int = 0
 
-    def plus(self, cursor: PartitionCursor | None) -> "Counts":
-        """These, and what is counted in the cells of ``cursor``."""
-        total = Counts()
-        total.consumed, total.failed, total.bytes = self.consumed, self.failed, self.bytes
-        if cursor is not None:
-            total.consumed += cursor.cells[HANDLED] + cursor.cells[SKIPPED]
-            total.failed += cursor.cells[FAILURES]
-            total.bytes += cursor.memory.cells[BYTES]
-        return total
+    def __add__(self, other: object) -> "Counts":
+        """Both."""
+        if not isinstance(other, Counts):
+            return NotImplemented
+        return Counts(self.consumed + other.consumed, self.failed + other.failed, self.bytes + other.bytes)
+
+
+def _counts_of(cursor: PartitionCursor) -> Counts:
+    cells = cursor.cells
+    return Counts(cells[HANDLED] + cells[SKIPPED], cells[FAILURES], cursor.memory.cells[BYTES])
 
 
 class SourceReader:
@@ -94,11 +111,19 @@ class SourceReader:
         self._turns: deque[SourceCursor] = deque()
         self._current: SourceCursor | None = None
         """Its frame is being read."""
+        self._in_transactions = settings.commit_strategy is CommitStrategy.ON_CHECKPOINT
+        self.lost: set[TopicPartition] = set()
+        """With ``on_checkpoint``: partitions that went while something of theirs was taken and not committed."""
         self._in_hand: list[tuple[SourceCursor, int, int]] = []
         """What the program has taken and not finished: of whom, the last offset, and how many."""
         self._past: dict[TopicPartition, Counts] = {}
         self._log = EventLog("source")
         channel.setblocking(False)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has said who it is."""
+        return self.bell >= 0
 
     # ---- the engine ----------------------------------------------------------------------------------------------
 
@@ -124,7 +149,14 @@ class SourceReader:
             elif isinstance(message, Setup):
                 self.bell, stacks = descriptors
                 os.close(stacks)
-                self.channel.send(HandlerReady((("", self._target.shape),)))
+                self.tell(HandlerReady((("", self._target.shape),)))
+
+    def tell(self, message: ControlMessage) -> None:
+        """Tell the engine something; where it is gone, ``receive`` will say so."""
+        try:
+            self.channel.send(message)
+        except OSError:
+            pass
 
     def _bind(self, bind: Bind, descriptors: list[int]) -> None:
         target = self._target.reading_or_refusing(self._formats.value(bind.topic))
@@ -133,8 +165,9 @@ class SourceReader:
         except RingCorrupted as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            self.channel.send(RingBroken(binding=bind.binding, reason=str(error)))
+            self.tell(RingBroken(binding=bind.binding, reason=str(error)))
             return
+        cursor.in_transactions = self._in_transactions
         self._cursors[bind.binding] = cursor
         self._turns.append(cursor)
         self._on_bound(_name(cursor))
@@ -148,7 +181,9 @@ class SourceReader:
             self._current = None
         self._in_hand = [each for each in self._in_hand if each[0] is not cursor]
         name = _name(cursor)
-        self._past[name] = self._past.get(name, Counts()).plus(cursor)
+        if cursor.is_open:
+            self.lost.add(name)
+        self._past[name] = self._past.get(name, Counts()) + _counts_of(cursor)
         cursor.close()
         self._on_unbound(name, unbind.lost)
 
@@ -176,11 +211,36 @@ class SourceReader:
             return True
         return self._next_cursor() is not None
 
+    def advances(self) -> list[Advance]:
+        """With ``on_checkpoint``: what was processed since the last one, as the store takes it."""
+        return [
+            Advance(_name(cursor), cursor.memory.epoch, cursor.cells[PROCESSED], cursor.bind.slot, cursor.bind.layout)
+            for cursor in self._cursors.values()
+            if cursor.cells[PROCESSED] > cursor.cells[COMMITTABLE]
+        ]
+
+    def fenced(self, refusals: Mapping[TopicPartition, str]) -> None:
+        """The store has other owners for these: the engine finds out whose they are, and binds anew what is ours."""
+        for cursor in self._cursors.values():
+            refusal = refusals.get(_name(cursor))
+            if refusal is not None:
+                cursor.failed = refusal
+                self.tell(Fenced(binding=cursor.binding, reason=refusal))
+
+    def rewind(self) -> None:
+        """With ``on_checkpoint``: what was taken since the last one is taken again."""
+        self._in_hand.clear()
+        self._current = None
+        self.lost.clear()
+        for cursor in self._cursors.values():
+            cursor.rewind()
+            cursor.cells[UNSAVED] = 0
+
     def commit(self) -> None:
         """What is processed may be committed."""
         for cursor in self._cursors.values():
             cursor.cells[COMMITTABLE] = cursor.cells[PROCESSED]
-            cursor.cells[KEPT_OPEN] = 0
+            cursor.cells[KEPT_OPEN] = cursor.cells[UNSAVED] = 0
             cursor.release_done()
 
     def take(self) -> Message[Any] | None:
@@ -211,6 +271,8 @@ class SourceReader:
                 cursor.index = index + 1
                 continue
             cursor.index = index + 1
+            if self._in_transactions:
+                cursor.cells[UNSAVED] = 1
             self._in_hand.append((cursor, offset, 1))
             return Message(
                 payload,
@@ -247,26 +309,16 @@ class SourceReader:
     def _from_frame(self, cursor: SourceCursor, columns: Columns, most: int) -> list[Message[Any]]:
         """The good records that come next in the frame in hand, up to the first that cannot be read."""
         first = cursor.index
-        stop = min(first + most, len(columns.values))
         already = any(each[0] is cursor for each in self._in_hand)
         if not already:
             cursor.cells[IN_FLIGHT] = columns.offsets[first]
         messages: list[Message[Any]] = []
         if boottime_ns() < cursor.lease_cells[LEASE] and cursor.failed is None:
-            decode, topic, partition = cursor.target.decode, cursor.topic, cursor.partition
-            nothing: list[Any] = [None] * (stop - first)
-            values: Any = columns.values[first:stop]
-            keys = nothing if columns.keys is None else columns.keys[first:stop]
-            headers = nothing if columns.headers is None else columns.headers[first:stop]
-            places = zip(columns.offsets[first:stop], columns.timestamps[first:stop], strict=True)
-            try:
-                for value, key, (offset, timestamp), own_headers in zip(values, keys, places, headers, strict=True):
-                    payload = None if value is None else decode(value)
-                    messages.append(Message(payload, key, topic, partition, offset, timestamp, own_headers))
-            except Exception:  # noqa: BLE001, S110 - it is about the record, which take() meets next
-                pass
+            messages = _messages(cursor, columns, first, min(first + most, len(columns.values)))
         if messages:
             cursor.index = first + len(messages)
+            if self._in_transactions:
+                cursor.cells[UNSAVED] = 1
             self._in_hand.append((cursor, messages[-1].offset, len(messages)))
         elif not already:
             cursor.put_back()
@@ -274,6 +326,7 @@ class SourceReader:
 
     def _next_cursor(self) -> SourceCursor | None:
         """The next one in turn that has a record."""
+        self.receive()  # once a frame: also where there is always something to take, others may be bound or taken away
         for _ in range(len(self._turns)):
             cursor = self._turns[0]
             self._turns.rotate(-1)
@@ -286,7 +339,7 @@ class SourceReader:
                     return cursor
             except RingCorrupted as error:
                 cursor.failed = str(error)
-                self.channel.send(RingBroken(binding=cursor.binding, reason=str(error)))
+                self.tell(RingBroken(binding=cursor.binding, reason=str(error)))
         return None
 
     # ---- sleeping ------------------------------------------------------------------------------------------------
@@ -333,13 +386,15 @@ class SourceReader:
 
     def counts(self) -> dict[TopicPartition, Counts]:
         """By partition, also of earlier assignments. From any thread."""
-        now = {_name(cursor): cursor for cursor in list(self._cursors.values())}
-        past = dict(self._past)
-        return {name: past.get(name, Counts()).plus(now.get(name)) for name in sorted(past.keys() | now.keys())}
+        counts = dict(self._past)
+        for cursor in list(self._cursors.values()):
+            counts[_name(cursor)] = counts.get(_name(cursor), Counts()) + _counts_of(cursor)
+        return counts
 
     def close(self) -> None:
         """Give everything back."""
         for cursor in self._cursors.values():
+            self._past[_name(cursor)] = self._past.get(_name(cursor), Counts()) + _counts_of(cursor)
             cursor.close()
         self._cursors.clear()
         self._turns.clear()
@@ -348,6 +403,37 @@ class SourceReader:
         if self.bell >= 0:
             os.close(self.bell)
             self.bell = -1
+
+
+def _messages(cursor: SourceCursor, columns: Columns, first: int, stop: int) -> list[Message[Any]]:
+    """Those from ``first`` up to ``stop``, or to the first that cannot be read. Loops in C, where all can be."""
+    decode = cursor.target.decode
+    values: Any = columns.values[first:stop]
+    payloads: list[Any] = []
+    try:
+        payloads = (
+            [None if value is None else decode(value) for value in values]
+            if None in values
+            else list(map(decode, values))
+        )
+    except Exception:  # noqa: BLE001 - it is about the record, which take() meets next
+        with suppress(Exception):
+            for value in values:
+                payloads.append(None if value is None else decode(value))
+    stop = first + len(payloads)
+    nothing: repeat[Any] = repeat(None)
+    return list(
+        map(
+            Message,
+            payloads,
+            nothing if columns.keys is None else columns.keys[first:stop],
+            repeat(cursor.topic),
+            repeat(cursor.partition),
+            columns.offsets[first:stop],
+            columns.timestamps[first:stop],
+            nothing if columns.headers is None else columns.headers[first:stop],
+        )
+    )
 
 
 def _name(cursor: PartitionCursor) -> TopicPartition:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kafkasrcd.daemon.async_kafka_source import AsyncKafkaSource
     from kafkasrcd.daemon.kafka_source import KafkaSource
     from kafkasrcd.daemon.source_config import KafkaSourceConfig
     from kafkasrcd.daemon.source_metrics import KafkaSourceMetrics
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AssignmentLost",
+    "AsyncKafkaSource",
     "BatchFailed",
     "BrokerUnavailable",
     "CommitStrategy",
@@ -77,6 +79,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncKafkaSource": "daemon.async_kafka_source",
     "BatchFailed": "outcomes",
     "CommitStrategy": "settings",
     "Deserializer": "deserializer",

@@ -74,6 +74,11 @@ RATIOS = (
         _throughput,
         1.5,
     ),
+    Ratio("KafkaSource.poll() messages/s, of the default loop's", "source-poll", "raw-default", _throughput, 1.0),
+    Ratio("KafkaSource.poll_batch() messages/s, of the tuned loop's", "source-batch", "raw-tuned", _throughput, 0.8),
+    Ratio("the same with 5 µs of work each, of the loop's with it", "source-light", "raw-light", _throughput, 0.95),
+    Ratio("KafkaSource Avro messages/s, of AvroDeserializer's", "source-avro", "raw-avro", _throughput, 2.0),
+    Ratio("async for messages/s, of aiokafka's", "source-async-for", "raw-async-for", _throughput, 1.0),
     Ratio("latency p99, of the poll() loop's", "latency", "raw-latency", _p99, 2.0, at_most=True),
 )
 

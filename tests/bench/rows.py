@@ -12,6 +12,7 @@ from tests.bench import (
     format_rows,
     order_formats,
     raw_loops,
+    source_loops,
     waiting_loops,
 )
 from tests.bench.result import BenchResult, Workload
@@ -85,6 +86,13 @@ ROWS = (
     Row("effects-sqlite", effect_rows.run_sqlite),
     Row("raw-effects-postgres", effect_loop.run_postgres, needs_postgres=True),
     Row("effects-postgres", effect_rows.run_postgres, needs_postgres=True),
+    Row("source-poll", source_loops.run_poll),
+    Row("source-batch", source_loops.run_batch),
+    Row("raw-light", source_loops.run_light_loop),
+    Row("source-light", source_loops.run_batch_light),
+    Row("source-avro", source_loops.run_batch_avro, Topic.AVRO),
+    Row("raw-async-for", source_loops.run_iterate_aiokafka),
+    Row("source-async-for", source_loops.run_iterate),
     Row("raw-latency", raw_loops.run_latency),
     Row("latency", daemon_rows.run_latency),
     Row("first-message", daemon_rows.run_first_message),

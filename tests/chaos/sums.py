@@ -42,7 +42,9 @@ def imbalance(before: PartitionStatus, after: PartitionStatus, rules: Rules) -> 
         return None
     # A slot's may read lower once its empty ring has a record again, behind offsets that were none of its own.
     least_processed = min(before.processed, after.processed)
-    most_in_flight = after.position - least_processed + TURN_RECORDS * rules.slots
+    # A worker counts records when it begins to hand them off, and may wait with them, for room or for its lease.
+    end = max(after.position, after.high_watermark or 0)
+    most_in_flight = end - least_processed + TURN_RECORDS * rules.slots
     if before.messages - finished(after) > most_in_flight:
         return f"at least {before.messages - finished(after)} in flight, and no more than {most_in_flight} can be"
     if rules.rolls_back:
