@@ -64,11 +64,10 @@ def test_the_program_works_when_pasted(kafka: KafkaCluster, tmp_path: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(3)] == [f"A-{n} {n}\n" for n in range(3)]
+        wait_until(lambda: kafka.committed("billing", "orders-of-a-program") == {0: 3}, 30, "all to be committed")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert said.endswith("KeyboardInterrupt\n")
-    # The last one was done when the next one was asked for.
-    assert kafka.committed("billing", "orders-of-a-program") == {0: 3}
 
 
 @pytest.mark.kafka
