@@ -262,6 +262,31 @@ def test_a_drain_waits_for_a_letter_in_hand(again: Again) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_letter_that_cannot_be_looked_up_now_stays_due_and_the_log_says_so(
+    tmp_path: Path, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = Again(tmp_path, kind, CommitStrategy.PERIODIC)
+    path = again.url.removeprefix("sqlite:///")
+    try:
+        rig = again.rig()
+        partition = rig.partition()
+        (letter_id,) = again.put(partition, 1, state=LetterState.RETRYING)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("ALTER TABLE kafkasrcd_dead_letters RENAME TO elsewhere")
+        again.start(rig, lambda message: None)
+        again.give(rig, partition, LetterDue(id=letter_id))
+        rig.wait(lambda: any(isinstance(told, LettersDone) for told in rig.hear()), "the answer")
+        assert f"dead letter {letter_id} is not handled again yet" in caplog.text
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("ALTER TABLE elsewhere RENAME TO kafkasrcd_dead_letters")
+        again.give(rig, partition, LetterDue(id=letter_id))
+        again.wait_settled(rig, 1)
+        assert (rig.handled, again.states()) == ([1], [])
+    finally:
+        again.close()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_outcome_that_cannot_be_written_down_is_kept_and_the_handler_not_called_again(
     tmp_path: Path, kind: Kind
 ) -> None:

@@ -481,9 +481,13 @@ class _Slot:
                 due = cursor.due.popleft()
                 letter: Redelivery | None = None
                 async with self.runner.one_call or contextlib.nullcontext():
-                    with contextlib.suppress(KafkasrcdError, HeldUp):  # it is due as before
+                    try:
                         found = await self.runner.commits.letter_async(cursor, due.id)
                         letter = bindings.redeliveries.take(cursor, due, found)
+                    except KafkasrcdError as error:
+                        bindings.letter_waits(cursor, due.id, error)
+                    except HeldUp:
+                        pass  # the transaction is gone, which was said; the letter is due as before
                 if generation != self.generation:
                     return
                 if letter is None:
@@ -529,6 +533,7 @@ class _Slot:
             return
         except KafkasrcdError as error:
             if letter.outcome is None:
+                bindings.letter_waits(cursor, letter.id, error)
                 dropped = True
             elif lane.generation == self.generation:
                 wait_ns = bindings.not_written(cursor, f"what became of {letter.what} cannot be written down", error)

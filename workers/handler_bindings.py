@@ -137,6 +137,16 @@ class HandlerBindings:
             cursor.due.extend(message.letters)
             cursor.letters_left += len(message.letters)
 
+    def letter_waits(self, cursor: PartitionCursor, letter_id: int, error: KafkasrcdError) -> None:
+        """It cannot be handled again now, its schema or the store being away: it stays due, and is given again."""
+        self._log.repeated(
+            "redelivery_waits",
+            f"dead letter {letter_id} is not handled again yet: {error}",
+            same=(cursor.binding,),
+            letter=letter_id,
+            **cursor.coordinates,
+        )
+
     def letter_done(self, cursor: PartitionCursor, *, dropped: bool = False) -> None:
         """One that was given is not in hand any more; ``dropped``: nothing came of it, and it is due as before."""
         if cursor.letters_left:

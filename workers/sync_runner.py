@@ -178,6 +178,7 @@ def _redeliver(bindings: HandlerBindings, cursor: PartitionCursor) -> None:
             what = f"what became of {cursor.redelivery.what} cannot be written down"
             cursor.retry_at_ns = boottime_ns() + bindings.not_written(cursor, what, error)
         else:
+            bindings.letter_waits(cursor, due.id, error)
             _next_letter(bindings, cursor, dropped=True)
     else:
         _next_letter(bindings, cursor, dropped=letter is None)
