@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ import msgspec
 
 from kafkasrcd.daemon.configuration_options import STORE_SETTINGS, with_configuration
 from kafkasrcd.daemon.dead_letter_selection import in_words, refuse_both, with_filter, with_letter_ids
+from kafkasrcd.daemon.existing_store import existing_store
 from kafkasrcd.daemon.reason_option import reason_option
 from kafkasrcd.daemon.who import who
 from kafkasrcd.errors import KafkasrcdError
@@ -279,23 +281,11 @@ def _produce(
     _complain_unless_all(outcomes[Outcome.REPLAYED], len(chosen), "replayed")
 
 
-@contextlib.contextmanager
-def _opened(configuration: "Configuration") -> "Generator[DeadLetterStore]":
-    """The group's letters. Raises ConfigurationError where there is no store, StoreUnavailable where it is away."""
-    from kafkasrcd.daemon.places import existing_store_url
-    from kafkasrcd.settings import CommitStrategy
+def _opened(configuration: "Configuration") -> "AbstractContextManager[DeadLetterStore]":
+    """The group's letters; as ``existing_store``."""
     from kafkasrcd.storage.opening import open_dead_letters
 
-    settings = configuration.settings
-    store = open_dead_letters(
-        existing_store_url(settings, configuration.base_directory),
-        settings.group_id,
-        settings.store.busy_timeout_ms,
-        shared_with_effects=settings.commit_strategy is CommitStrategy.ON_CHECKPOINT,
-        must_exist=True,
-    )
-    with contextlib.closing(store):
-        yield store
+    return existing_store(configuration, open_dead_letters)
 
 
 def _named(store: "DeadLetterStore", letter_ids: Sequence[int], group_id: str) -> list[StoredLetter]:

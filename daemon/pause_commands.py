@@ -3,14 +3,15 @@
 Beside running daemons, wherever they run, and without one. Neither makes a store, or brings one up to date.
 """
 
-import contextlib
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import click
 
 from kafkasrcd.daemon.configuration_options import STORE_SETTINGS, with_configuration
+from kafkasrcd.daemon.existing_store import existing_store
 from kafkasrcd.daemon.reason_option import reason_option
 from kafkasrcd.daemon.scope_argument import with_scopes
 from kafkasrcd.daemon.who import who
@@ -93,20 +94,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
 
 
-@contextlib.contextmanager
-def _opened(configuration: "Configuration") -> "Generator[IntentStore]":
-    """The group's intents. Raises ConfigurationError where there is no store, StoreUnavailable where it is away."""
-    from kafkasrcd.daemon.places import existing_store_url
-    from kafkasrcd.settings import CommitStrategy
+def _opened(configuration: "Configuration") -> "AbstractContextManager[IntentStore]":
+    """The group's intents; as ``existing_store``."""
     from kafkasrcd.storage.opening import open_intents
 
-    settings = configuration.settings
-    store = open_intents(
-        existing_store_url(settings, configuration.base_directory),
-        settings.group_id,
-        settings.store.busy_timeout_ms,
-        shared_with_effects=settings.commit_strategy is CommitStrategy.ON_CHECKPOINT,
-        must_exist=True,
-    )
-    with contextlib.closing(store):
-        yield store
+    return existing_store(configuration, open_intents)
